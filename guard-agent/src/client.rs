@@ -1,0 +1,102 @@
+//! Asks a running agent, through its socket.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use comfy_table::{CellAlignment, Table, presets};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{Request, body::Bytes, header::HOST};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+use crate::{
+    core::usage::{PerClass, Traffic},
+    snapshot::Container,
+};
+
+/// `GET`s a path and returns the body.
+pub async fn get(socket: &Path, path: &str) -> Result<Bytes> {
+    let stream = UnixStream::connect(socket).await.with_context(|| {
+        format!("no agent answers at {}: is `guard-agent run` up, with this --socket, and are you root?", socket.display())
+    })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let request = Request::get(path).header(HOST, "agent").body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    connection.abort();
+    if !status.is_success() {
+        bail!("the agent answers {status} to {path}: {}", String::from_utf8_lossy(&body).trim());
+    }
+    Ok(body)
+}
+
+/// The containers of a running agent.
+pub async fn containers(socket: &Path) -> Result<Vec<Container>> {
+    let body = get(socket, "/containers").await?;
+    serde_json::from_slice(&body).context("the agent's answer is not of this version's form")
+}
+
+/// The containers as a table for a terminal, the busiest sender first.
+pub fn table(containers: &[Container]) -> Table {
+    let mut rows: Vec<&Container> = containers.iter().collect();
+    let sent = |container: &Container| container.rates.egress.cluster + container.rates.egress.external;
+    rows.sort_by(|a, b| sent(b).total_cmp(&sent(a)).then_with(|| a.cgroup_path.cmp(&b.cgroup_path)));
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header([
+        "NAMESPACE", "POD", "CONTAINER", "EGRESS/s", "EXTERNAL", "CLUSTER", "PACKETS", "INGRESS/s", "INGRESS",
+    ]);
+    for row in rows {
+        let received = row.rates.ingress.cluster + row.rates.ingress.external;
+        table.add_row([
+            or_dash(&row.namespace),
+            or_dash(&row.pod),
+            or_dash(&row.container),
+            format!("{}/s", bytes(sent(row))),
+            bytes(row.egress.external.bytes as f64),
+            bytes(row.egress.cluster.bytes as f64),
+            sum(row.egress, |traffic| traffic.packets).to_string(),
+            format!("{}/s", bytes(received)),
+            bytes(sum(row.ingress, |traffic| traffic.bytes) as f64),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(3) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn sum(traffic: PerClass<Traffic>, of: fn(Traffic) -> u64) -> u64 {
+    of(traffic.cluster) + of(traffic.external)
+}
+
+fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".into() } else { text.into() }
+}
+
+/// A number of bytes with a unit of 1000s.
+fn bytes(bytes: f64) -> String {
+    let units = ["B", "kB", "MB", "GB", "TB"];
+    let mut value = bytes;
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{value:.0} {}", units[0]) } else { format!("{value:.1} {}", units[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_a_unit_that_fits() {
+        let cases = [(0.0, "0 B"), (999.0, "999 B"), (1000.0, "1.0 kB"), (999_960.0, "1.0 MB"), (1.25e9, "1.2 GB"), (7e15, "7000.0 TB")];
+        for (value, text) in cases {
+            assert_eq!(bytes(value), text);
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The clocks that the kernel side and the books go by.
+
+use std::time::{Duration, SystemTime};
+
+use rustix::time::{ClockId, clock_gettime};
+
+fn nanos(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Nanoseconds since boot, asleep or awake: steps of the wall clock do not move it, and it outlives the agent as pins
+/// do.
+pub fn boottime() -> u64 {
+    nanos(ClockId::Boottime)
+}
+
+/// The clock of `bpf_ktime_get_ns`.
+pub fn monotonic() -> u64 {
+    nanos(ClockId::Monotonic)
+}
+
+/// The wall-clock time of an instant of [`boottime`].
+pub fn wall(boottime_nanos: u64) -> SystemTime {
+    SystemTime::now() - Duration::from_nanos(boottime().saturating_sub(boottime_nanos))
+}

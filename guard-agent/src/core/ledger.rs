@@ -1,0 +1,295 @@
+//! Whose each slot is, and what that makes of the counts.
+//!
+//! A slot's counters only ever grow. Its record says how much of that is whose: `base` is where the owner began,
+//! `carry` what earlier containers of the same series had counted, `foreign` what never was the pods'. So one record
+//! written in one step is all that changes when a slot changes hands, and an agent that dies in between leaves sums
+//! that add up.
+
+use std::collections::{BTreeMap, HashSet};
+
+use guard_common::{NODE_SLOT, Tally, Totals};
+
+use super::{
+    identity::{Identity, Labels},
+    usage::Rates,
+};
+
+/// How long the series of a container that is gone is kept, in nanoseconds.
+pub const KEEP: u64 = 300 * 1_000_000_000;
+
+/// Index of a meter's counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub u32);
+
+/// The slot of the node meter.
+pub const NODE: Slot = Slot(NODE_SLOT);
+
+/// The cgroup that a slot belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The cgroup's id: its directory's inode number.
+    pub cgroup_id: u64,
+    /// Its path from the root of the hierarchy, without the leading slash.
+    pub path: String,
+    /// It lies outside the pods' root.
+    pub extra: bool,
+    /// `CLOCK_BOOTTIME` nanoseconds since when it is metered.
+    pub since: u64,
+    /// `CLOCK_BOOTTIME` nanoseconds since when it is gone.
+    pub gone: Option<u64>,
+    /// Which container it is.
+    pub identity: Identity,
+    /// Its series.
+    pub labels: Labels,
+}
+
+/// What is kept of a slot, here and in the pinned map.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// Whose it is. `None`: free.
+    pub owner: Option<Owner>,
+    /// What the slot had counted before its owner.
+    pub base: Totals,
+    /// What earlier containers of the series had counted that no other record tells.
+    pub carry: Totals,
+    /// What cgroups outside the pods' root had counted before the owner.
+    pub foreign: Totals,
+    /// The last cgroup whose counts went into `carry` before its slot went to another.
+    pub absorbed: u64,
+}
+
+/// All containers with the same labels, one after the other.
+#[derive(Debug, Default)]
+struct Series {
+    slots: Vec<usize>,
+    /// Counts of containers whose slots went to others while no record of this series was left to carry them.
+    lost: Totals,
+    last_gone: u64,
+}
+
+/// A slot that was given away, and the records that have to be written for it, in this order.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// The new owner's.
+    pub slot: Slot,
+    /// Records that changed; the slot's own is the last.
+    pub changed: Vec<Slot>,
+}
+
+/// The books.
+#[derive(Debug)]
+pub struct Ledger {
+    records: Vec<Record>,
+    raw: Vec<Totals>,
+    rates: Vec<Rates>,
+    sampled_at: u64,
+    series: BTreeMap<Labels, Series>,
+    unattributed: Tally,
+}
+
+impl Ledger {
+    /// Books for `meters` containers and the node.
+    pub fn new(meters: u32) -> Self {
+        let slots = meters as usize + 1;
+        Self {
+            records: vec![Record::default(); slots],
+            raw: vec![Totals::default(); slots],
+            rates: vec![Rates::default(); slots],
+            sampled_at: 0,
+            series: BTreeMap::new(),
+            unattributed: Tally::default(),
+        }
+    }
+
+    /// Takes over the records and counts that an earlier agent left. Returns the records that have to be written.
+    pub fn restore(&mut self, records: Vec<Record>, raw: &[Totals], now: u64) -> Vec<Slot> {
+        assert_eq!(records.len(), self.records.len(), "the pinned records fit the books");
+        self.raw.copy_from_slice(raw);
+        self.sampled_at = now;
+        self.records = records;
+        let absorbed: HashSet<u64> = self.records.iter().map(|r| r.absorbed).filter(|&id| id != 0).collect();
+        let mut changed = Vec::new();
+        for index in 1..self.records.len() {
+            let Some(owner) = &self.records[index].owner else { continue };
+            if owner.gone.is_some() && absorbed.contains(&owner.cgroup_id) {
+                self.free(index);
+                changed.push(Slot(index as u32));
+                continue;
+            }
+            let series = self.series.entry(owner.labels.clone()).or_default();
+            series.slots.push(index);
+            series.last_gone = series.last_gone.max(owner.gone.unwrap_or(0));
+        }
+        self.count_unattributed();
+        changed
+    }
+
+    /// Gives a slot to a cgroup: a free one, else the one whose owner is gone for longest. `None`: every slot's owner
+    /// is still there.
+    pub fn assign(&mut self, owner: Owner) -> Option<Assignment> {
+        let index = self.pick()?;
+        let mut changed = Vec::new();
+        let mut carry = Totals::default();
+        if let Some(old) = self.records[index].owner.take() {
+            let counted = self.records[index].carry + self.own(index);
+            let siblings = self.series.entry(old.labels.clone()).or_default();
+            siblings.slots.retain(|&slot| slot != index);
+            if old.labels == owner.labels {
+                carry = counted;
+            } else if let Some(&heir) = siblings.slots.first() {
+                self.records[heir].carry += counted;
+                self.records[heir].absorbed = old.cgroup_id;
+                changed.push(Slot(heir as u32));
+            } else {
+                siblings.lost += counted;
+            }
+            if old.extra {
+                let own = self.own(index);
+                self.records[index].foreign += own;
+            }
+        }
+        let series = self.series.entry(owner.labels.clone()).or_default();
+        carry += std::mem::take(&mut series.lost);
+        series.slots.push(index);
+        let foreign = self.records[index].foreign;
+        self.records[index] = Record { owner: Some(owner), base: self.raw[index], carry, foreign, absorbed: 0 };
+        self.rates[index] = Rates::default();
+        let slot = Slot(index as u32);
+        changed.push(slot);
+        Some(Assignment { slot, changed })
+    }
+
+    fn pick(&self) -> Option<usize> {
+        let meters = || self.records.iter().enumerate().skip(1);
+        let free = meters().find(|(_, record)| record.owner.is_none()).map(|(index, _)| index);
+        free.or_else(|| {
+            let gone = meters().filter_map(|(index, record)| Some((record.owner.as_ref()?.gone?, index)));
+            gone.min().map(|(_, index)| index)
+        })
+    }
+
+    /// The slot's owner is gone, and `raw` is the last that its counters will ever say. Its record has to be written.
+    pub fn gone(&mut self, slot: Slot, raw: Totals, now: u64) {
+        let index = slot.0 as usize;
+        self.raw[index] = raw;
+        self.rates[index] = Rates::default();
+        if let Some(owner) = &mut self.records[index].owner {
+            owner.gone = Some(now);
+            if let Some(series) = self.series.get_mut(&owner.labels) {
+                series.last_gone = series.last_gone.max(now);
+            }
+        }
+        self.count_unattributed();
+    }
+
+    /// Takes a slot back that was assigned but could not be attached to. Its record has to be written.
+    pub fn unassign(&mut self, slot: Slot) {
+        let index = slot.0 as usize;
+        if let Some(owner) = &self.records[index].owner
+            && let Some(series) = self.series.get_mut(&owner.labels)
+        {
+            series.slots.retain(|&slot| slot != index);
+            series.lost += self.records[index].carry;
+            if series.slots.is_empty() && series.lost == Totals::default() {
+                self.series.remove(&owner.labels.clone());
+            }
+        }
+        self.free(index);
+    }
+
+    /// Forgets the series whose last container is gone for [`KEEP`]. Returns the records that have to be written.
+    pub fn expire(&mut self, now: u64) -> Vec<Slot> {
+        let records = &self.records;
+        let alive = |slot: &usize| records[*slot].owner.as_ref().is_some_and(|owner| owner.gone.is_none());
+        let over = |series: &Series| series.last_gone + KEEP <= now && !series.slots.iter().any(alive);
+        let slots: Vec<usize> =
+            self.series.values().filter(|series| over(series)).flat_map(|series| series.slots.clone()).collect();
+        self.series.retain(|_, series| !over(series));
+        slots.iter().for_each(|&index| self.free(index));
+        slots.into_iter().map(|index| Slot(index as u32)).collect()
+    }
+
+    fn free(&mut self, index: usize) {
+        let own = self.own(index);
+        let record = &self.records[index];
+        let extra = record.owner.as_ref().is_some_and(|owner| owner.extra);
+        let foreign = if extra { record.foreign + own } else { record.foreign };
+        self.records[index] = Record { base: self.raw[index], foreign, ..Record::default() };
+    }
+
+    /// Takes a new sample: the counters of the first slots, read in the order of their index (the node's first, so
+    /// that no packet is in the node's sum and not yet in its container's).
+    pub fn sample(&mut self, raw: &[Totals], now: u64) {
+        let nanos = now.saturating_sub(self.sampled_at);
+        for (index, &raw) in raw.iter().enumerate() {
+            self.rates[index] = Rates::over(raw - self.raw[index], nanos);
+            self.raw[index] = raw;
+        }
+        self.sampled_at = now;
+        self.count_unattributed();
+    }
+
+    fn count_unattributed(&mut self) {
+        let attributed = (1..self.records.len()).map(|index| self.of_pods(index)).fold(Totals::default(), |a, b| a + b);
+        let now = Totals { egress: self.raw[0].egress, ingress: Tally::default() } - attributed;
+        let before = Totals { egress: self.unattributed, ingress: Tally::default() };
+        self.unattributed = before.max(now).egress;
+    }
+
+    /// What the slot's present owner counted.
+    fn own(&self, index: usize) -> Totals {
+        self.raw[index] - self.records[index].base
+    }
+
+    /// What the slot counted for cgroups beneath the pods' root, ever.
+    fn of_pods(&self, index: usize) -> Totals {
+        let record = &self.records[index];
+        let pods = self.raw[index] - record.foreign;
+        if record.owner.as_ref().is_some_and(|owner| owner.extra) { pods - self.own(index) } else { pods }
+    }
+
+    /// The record of a slot.
+    pub fn record(&self, slot: Slot) -> &Record {
+        &self.records[slot.0 as usize]
+    }
+
+    /// The slots whose owners are still there, with what each counted and at which rates.
+    pub fn metered(&self) -> impl Iterator<Item = (Slot, &Owner, Totals, Rates)> {
+        self.records.iter().enumerate().skip(1).filter_map(|(index, record)| {
+            let owner = record.owner.as_ref().filter(|owner| owner.gone.is_none())?;
+            Some((Slot(index as u32), owner, self.own(index), self.rates[index]))
+        })
+    }
+
+    /// All series with their totals.
+    pub fn series(&self) -> impl Iterator<Item = (&Labels, Totals)> {
+        self.series.iter().map(|(labels, series)| {
+            let slots = series.slots.iter().map(|&index| self.records[index].carry + self.own(index));
+            (labels, slots.fold(series.lost, |a, b| a + b))
+        })
+    }
+
+    /// How many slots a sample has to read to see every owner that is still there.
+    pub fn in_use(&self) -> u32 {
+        self.metered().last().map_or(1, |(slot, ..)| slot.0 + 1)
+    }
+
+    /// What all pods together counted.
+    pub fn node(&self) -> Totals {
+        self.raw[0]
+    }
+
+    /// What all pods together sent and no container's meter saw. Never goes down.
+    pub fn unattributed(&self) -> Tally {
+        self.unattributed
+    }
+
+    /// `CLOCK_BOOTTIME` of the last sample, in nanoseconds.
+    pub fn sampled_at(&self) -> u64 {
+        self.sampled_at
+    }
+}
+
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;

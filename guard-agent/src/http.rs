@@ -1,0 +1,143 @@
+//! What is served: metrics and health over TCP, everything else on a unix socket for root.
+
+use std::{
+    fs, io,
+    os::unix::{fs::DirBuilderExt as _, fs::PermissionsExt as _, net::UnixStream as StdUnixStream},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use rustix::fs::Mode;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::watch,
+};
+
+use crate::{
+    clock,
+    guard::GuardError,
+    metrics::{CONTENT_TYPE, Metrics},
+    snapshot::Snapshot,
+};
+
+/// What the handlers see.
+#[derive(Clone)]
+pub struct Shared {
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// The last sample.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Programs attached and first walk done.
+    pub ready: watch::Receiver<bool>,
+    /// How old the last sample may be for the agent to be healthy.
+    pub stale_after: Duration,
+}
+
+/// For a scraper and a kubelet.
+pub fn public(shared: Shared) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .with_state(shared)
+}
+
+/// For root on the node.
+pub fn private(shared: Shared) -> Router {
+    Router::new().route("/containers", get(containers)).with_state(shared)
+}
+
+async fn metrics(State(shared): State<Shared>) -> Response {
+    match shared.metrics.render() {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+async fn healthz(State(shared): State<Shared>) -> Response {
+    let at = shared.snapshots.borrow().at;
+    let age = Duration::from_nanos(clock::boottime().saturating_sub(at));
+    if at != 0 && age > shared.stale_after {
+        let said = format!("the last sample is {age:.0?} old\n");
+        return (StatusCode::SERVICE_UNAVAILABLE, said).into_response();
+    }
+    "ok\n".into_response()
+}
+
+async fn readyz(State(shared): State<Shared>) -> Response {
+    if *shared.ready.borrow() {
+        return "ok\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, "attaching the meters\n").into_response()
+}
+
+async fn containers(State(shared): State<Shared>) -> Response {
+    let snapshot = Arc::clone(&shared.snapshots.borrow());
+    Json(&snapshot.containers).into_response()
+}
+
+/// Opens the TCP port.
+pub async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, GuardError> {
+    TcpListener::bind(address).await.map_err(|source| {
+        let remedy = match source.kind() {
+            io::ErrorKind::AddrInUse => "; another process has the port: pass another --listen",
+            _ => "",
+        };
+        GuardError::Io { what: format!("cannot listen on {address}{remedy}"), source }
+    })
+}
+
+/// The unix socket, removed at the end.
+#[derive(Debug)]
+pub struct Socket {
+    path: PathBuf,
+    listener: Option<UnixListener>,
+}
+
+impl Socket {
+    /// Opens the socket, for root only. One that a dead agent left is replaced.
+    pub fn open(path: &Path) -> Result<Self, GuardError> {
+        let failed = |what: &str| {
+            let what = format!("cannot {what} --socket {}", path.display());
+            move |source| GuardError::Io { what, source }
+        };
+        if let Some(parent) = path.parent() {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
+            made.map_err(failed("make the folder of"))?;
+        }
+        if StdUnixStream::connect(path).is_ok() {
+            let source = io::ErrorKind::AddrInUse.into();
+            return Err(failed("listen on (another agent answers there; stop it, or pass another)")(source));
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace")(error)),
+            _ => {}
+        }
+        let umask = rustix::process::umask(Mode::from_raw_mode(0o177));
+        let bound = UnixListener::bind(path);
+        rustix::process::umask(umask);
+        let listener = bound.map_err(failed("listen on"))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed("protect"))?;
+        Ok(Self { path: path.to_owned(), listener: Some(listener) })
+    }
+
+    /// Takes the listener, to serve on it.
+    pub fn take(&mut self) -> Option<UnixListener> {
+        self.listener.take()
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _gone = fs::remove_file(&self.path);
+    }
+}

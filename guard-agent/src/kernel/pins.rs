@@ -1,0 +1,214 @@
+//! The folder in bpffs where maps and links outlive the agent.
+
+use std::{
+    ffi::CString,
+    fs, io,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    path::{Path, PathBuf},
+};
+
+use guard_common::LAYOUT;
+use rustix::{
+    fs::{FlockOperation, Mode, OFlags},
+    io::Errno,
+};
+
+use super::{
+    object::PINNED_MAPS,
+    sys::{self, Hook},
+};
+use crate::core::ledger::Slot;
+
+/// `BPF_FS_MAGIC` (`include/uapi/linux/magic.h`).
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+/// Where distributions mount bpffs.
+const USUAL_MOUNT: &str = "/sys/fs/bpf";
+
+/// Why the pins' folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// There is no bpffs, and none could be mounted.
+    #[error("no bpffs at {at}, and mounting one failed: {source}. Mount it: mount -t bpf bpf {at}")]
+    Mount {
+        /// The mount point that was tried.
+        at: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// A file or folder could not be made, read or removed.
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// Another agent has the folder.
+    #[error("another agent is running with --bpffs {0}: stop it, or give this one a folder of its own")]
+    InUse(PathBuf),
+    /// An object could not be pinned or opened.
+    #[error("cannot {what} {path}: {source}")]
+    Bpf {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: sys::BpfError,
+    },
+}
+
+fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> PinError + 'a {
+    move |source| PinError::Io { what, path: path.to_owned(), source }
+}
+
+/// The folder, locked for this agent.
+#[derive(Debug)]
+pub struct Pins {
+    root: PathBuf,
+    _lock: OwnedFd,
+}
+
+impl Pins {
+    /// Makes the folder where bpffs is mounted, mounting it if it is not, and locks it.
+    pub fn open(root: &Path) -> Result<Self, PinError> {
+        if !is_bpffs(existing_ancestor(root)) {
+            // The usual mount point serves everybody; elsewhere the folder itself becomes one.
+            let at = if root.starts_with(USUAL_MOUNT) { Path::new(USUAL_MOUNT) } else { root };
+            mount(at)?;
+        }
+        fs::create_dir_all(root).map_err(io_error("make the folder", root))?;
+        Self::lock(root)
+    }
+
+    /// The folder as it is. `None`: there is none.
+    pub fn existing(root: &Path) -> Result<Option<Self>, PinError> {
+        if root.exists() { Self::lock(root).map(Some) } else { Ok(None) }
+    }
+
+    fn lock(root: &Path) -> Result<Self, PinError> {
+        let lock = rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| io_error("open the folder", root)(e.into()))?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { root: root.to_owned(), _lock: lock }),
+            Err(Errno::WOULDBLOCK) => Err(PinError::InUse(root.to_owned())),
+            Err(e) => Err(io_error("lock the folder", root)(e.into())),
+        }
+    }
+
+    /// The folder of this layout's version.
+    pub fn layout_dir(&self) -> PathBuf {
+        self.root.join(format!("v{LAYOUT}"))
+    }
+
+    fn link_path(&self, slot: Slot, hook: Hook) -> PathBuf {
+        let hook = match hook {
+            Hook::Egress => "egress",
+            Hook::Ingress => "ingress",
+        };
+        self.layout_dir().join("links").join(format!("{}-{hook}", slot.0))
+    }
+
+    /// Makes this layout's folders and removes what was pinned under other versions of it, or with maps of another
+    /// size (`slots` is how many each has room for). Returns what was removed, to be said.
+    pub fn prepare(&self, slots: u32) -> Result<Vec<String>, PinError> {
+        let mut replaced = Vec::new();
+        for entry in fs::read_dir(&self.root).map_err(io_error("read the folder", &self.root))? {
+            let path = entry.map_err(io_error("read the folder", &self.root))?.path();
+            if path != self.layout_dir() {
+                remove(&path)?;
+                replaced.push(format!("pins of another version ({})", path.display()));
+            }
+        }
+        let other_size = PINNED_MAPS.iter().find_map(|name| {
+            let map = open(&self.layout_dir().join(name)).ok().flatten()?;
+            let entries = sys::map_info(std::os::fd::AsFd::as_fd(&map)).ok()?.max_entries;
+            (entries != slots).then_some(entries)
+        });
+        if let Some(entries) = other_size {
+            remove(&self.layout_dir())?;
+            replaced.push(format!("pins with room for {} meters instead of {}", entries - 1, slots - 1));
+        }
+        let links = self.layout_dir().join("links");
+        fs::create_dir_all(&links).map_err(io_error("make the folder", &links))?;
+        Ok(replaced)
+    }
+
+    /// Pins a link, in the place of any other that is pinned there.
+    pub fn pin_link(&self, slot: Slot, hook: Hook, link: &OwnedFd) -> Result<(), PinError> {
+        self.unpin_link(slot, hook)?;
+        let path = self.link_path(slot, hook);
+        sys::obj_pin(std::os::fd::AsFd::as_fd(link), &c_path(&path))
+            .map_err(|source| PinError::Bpf { what: "pin the link at", path, source })
+    }
+
+    /// Opens a pinned link. `None`: there is none.
+    pub fn open_link(&self, slot: Slot, hook: Hook) -> Result<Option<OwnedFd>, PinError> {
+        open(&self.link_path(slot, hook))
+    }
+
+    /// Removes a link's pin. It is fine if there is none.
+    pub fn unpin_link(&self, slot: Slot, hook: Hook) -> Result<(), PinError> {
+        let path = self.link_path(slot, hook);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove the pin", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes every pin and the folder, and unmounts it if it is a mount of its own. Returns how many pins there were.
+    pub fn remove_all(self) -> Result<usize, PinError> {
+        let mut removed = 0;
+        for entry in fs::read_dir(&self.root).map_err(io_error("read the folder", &self.root))? {
+            let entry = entry.map_err(io_error("read the folder", &self.root))?;
+            removed += remove(&entry.path())?;
+        }
+        let Self { root, _lock } = self;
+        // Not an own mount: EINVAL, and the folder just goes.
+        let _not_mounted = rustix::mount::unmount(&root, rustix::mount::UnmountFlags::DETACH);
+        fs::remove_dir(&root).map_err(io_error("remove the folder", &root))?;
+        Ok(removed)
+    }
+}
+
+fn open(path: &Path) -> Result<Option<OwnedFd>, PinError> {
+    match sys::obj_get(&c_path(path)) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(PinError::Bpf { what: "open the pin", path: path.to_owned(), source }),
+    }
+}
+
+/// Removes a pin or a folder of pins; returns how many pins.
+fn remove(path: &Path) -> Result<usize, PinError> {
+    if !path.is_dir() {
+        return fs::remove_file(path).map(|()| 1).map_err(io_error("remove the pin", path));
+    }
+    let mut removed = 0;
+    for entry in fs::read_dir(path).map_err(io_error("read the folder", path))? {
+        removed += remove(&entry.map_err(io_error("read the folder", path))?.path())?;
+    }
+    fs::remove_dir(path).map_err(io_error("remove the folder", path))?;
+    Ok(removed)
+}
+
+fn c_path(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_bytes()).unwrap_or_default()
+}
+
+fn existing_ancestor(path: &Path) -> &Path {
+    path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type as u64 == BPF_FS_MAGIC)
+}
+
+fn mount(at: &Path) -> Result<(), PinError> {
+    let failed = |source: io::Error| PinError::Mount { at: at.to_owned(), source };
+    fs::create_dir_all(at).map_err(failed)?;
+    rustix::mount::mount("bpf", at, "bpf", rustix::mount::MountFlags::empty(), None).map_err(|e| failed(e.into()))
+}

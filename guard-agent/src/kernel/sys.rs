@@ -1,0 +1,438 @@
+//! The few `bpf(2)` calls that aya does not offer: programs from instructions, link updates, batched reads.
+//!
+//! The structs are the parts of `union bpf_attr` (`include/uapi/linux/bpf.h`) that these calls use; the kernel takes
+//! a shorter attr than its own as one that is filled up with zeros.
+
+use std::{
+    ffi::CStr,
+    io,
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+};
+
+use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_insn, bpf_map_type, bpf_prog_type};
+
+/// Which hook a cgroup program hangs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hook {
+    /// `BPF_CGROUP_INET_EGRESS`
+    Egress,
+    /// `BPF_CGROUP_INET_INGRESS`
+    Ingress,
+}
+
+impl Hook {
+    /// Both hooks.
+    pub const ALL: [Self; 2] = [Self::Egress, Self::Ingress];
+
+    fn attach_type(self) -> u32 {
+        match self {
+            Self::Egress => bpf_attach_type::BPF_CGROUP_INET_EGRESS as u32,
+            Self::Ingress => bpf_attach_type::BPF_CGROUP_INET_INGRESS as u32,
+        }
+    }
+
+    /// The name of the program for this hook.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Egress => "meter_egress",
+            Self::Ingress => "meter_ingress",
+        }
+    }
+}
+
+/// A failed `bpf(2)` call.
+#[derive(Debug, thiserror::Error)]
+#[error("bpf({call}): {source}{}", log.as_deref().map(|l| format!("; the verifier says: {l}")).unwrap_or_default())]
+pub struct BpfError {
+    /// The command, as the kernel names it.
+    pub call: &'static str,
+    /// What the kernel answered.
+    pub source: io::Error,
+    /// The end of the verifier's log, for a program that it refused.
+    pub log: Option<String>,
+}
+
+/// # Safety
+///
+/// `attr` is what the command takes, and all pointers in it are valid for what the command does with them.
+unsafe fn bpf<T>(cmd: bpf_cmd, call: &'static str, attr: &mut T) -> Result<i32, BpfError> {
+    // SAFETY: the caller's promise.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, cmd as u32, std::ptr::from_mut(attr), size_of::<T>()) };
+    if done < 0 {
+        return Err(BpfError { call, source: io::Error::last_os_error(), log: None });
+    }
+    Ok(done as i32)
+}
+
+/// # Safety
+///
+/// As [`bpf`], and the command returns a new file descriptor.
+unsafe fn bpf_fd<T>(cmd: bpf_cmd, call: &'static str, attr: &mut T) -> Result<OwnedFd, BpfError> {
+    // SAFETY: the caller's promise; the descriptor is new and nobody else's.
+    unsafe { bpf(cmd, call, attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}
+
+#[repr(C)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+}
+
+/// Loads a cgroup program for `hook` (`BPF_PROG_LOAD`). A refusal carries the verifier's last words.
+pub fn prog_load(insns: &[bpf_insn], license: &CStr, hook: Hook) -> Result<OwnedFd, BpfError> {
+    let mut attr = ProgLoad {
+        prog_type: bpf_prog_type::BPF_PROG_TYPE_CGROUP_SKB as u32,
+        insn_cnt: insns.len() as u32,
+        insns: insns.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buf: 0,
+        kern_version: 0,
+        prog_flags: 0,
+        prog_name: [0; 16],
+        prog_ifindex: 0,
+        expected_attach_type: hook.attach_type(),
+    };
+    attr.prog_name[..hook.program().len()].copy_from_slice(hook.program().as_bytes());
+    // SAFETY: instructions and license outlive the call.
+    let refused = match unsafe { bpf_fd(bpf_cmd::BPF_PROG_LOAD, "PROG_LOAD", &mut attr) } {
+        Ok(fd) => return Ok(fd),
+        Err(error) => error,
+    };
+    let mut log = vec![0u8; 64 * 1024];
+    (attr.log_level, attr.log_size, attr.log_buf) = (1, log.len() as u32, log.as_mut_ptr() as u64);
+    // SAFETY: as above, and the kernel writes at most log_size bytes.
+    match unsafe { bpf_fd(bpf_cmd::BPF_PROG_LOAD, "PROG_LOAD", &mut attr) } {
+        Ok(fd) => Ok(fd),
+        Err(_) => Err(BpfError { log: last_words(&log), ..refused }),
+    }
+}
+
+fn last_words(log: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(log.split(|&b| b == 0).next()?).into_owned();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("processed")).collect();
+    let last = lines.iter().rev().take(3).rev().copied().collect::<Vec<_>>().join(" | ");
+    (!last.is_empty()).then_some(last)
+}
+
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// Attaches a program to a cgroup (`BPF_LINK_CREATE`, kernel 5.7). Such a link never displaces another.
+pub fn link_create(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: Hook) -> Result<OwnedFd, BpfError> {
+    let mut attr = LinkCreate {
+        prog_fd: program.as_raw_fd() as u32,
+        target_fd: cgroup.as_raw_fd() as u32,
+        attach_type: hook.attach_type(),
+        flags: 0,
+    };
+    // SAFETY: no pointers.
+    unsafe { bpf_fd(bpf_cmd::BPF_LINK_CREATE, "LINK_CREATE", &mut attr) }
+}
+
+#[repr(C)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// Puts another program in a link's place (`BPF_LINK_UPDATE`, kernel 5.7): every packet runs the one or the other.
+pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<(), BpfError> {
+    update(link.as_raw_fd(), program.as_raw_fd())
+}
+
+/// A link update without link and program: a kernel that knows the command answers EBADF.
+pub(super) fn link_update_of_nothing() -> Result<(), BpfError> {
+    update(-1, -1)
+}
+
+fn update(link: RawFd, program: RawFd) -> Result<(), BpfError> {
+    let mut attr = LinkUpdate { link_fd: link as u32, new_prog_fd: program as u32, flags: 0, old_prog_fd: 0 };
+    // SAFETY: no pointers.
+    unsafe { bpf(bpf_cmd::BPF_LINK_UPDATE, "LINK_UPDATE", &mut attr).map(drop) }
+}
+
+/// Detaches a link at once, whoever else holds it (`BPF_LINK_DETACH`, kernel 5.9).
+pub fn link_detach(link: BorrowedFd<'_>) -> Result<(), BpfError> {
+    let mut fd = link.as_raw_fd() as u32;
+    // SAFETY: no pointers.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, "LINK_DETACH", &mut fd).map(drop) }
+}
+
+#[repr(C)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+}
+
+/// Makes a per-CPU array (`BPF_MAP_CREATE`).
+pub(super) fn percpu_array_create(value_size: u32, max_entries: u32) -> Result<OwnedFd, BpfError> {
+    let map_type = bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY as u32;
+    let mut attr = MapCreate { map_type, key_size: 4, value_size, max_entries, map_flags: 0 };
+    // SAFETY: no pointers.
+    unsafe { bpf_fd(bpf_cmd::BPF_MAP_CREATE, "MAP_CREATE", &mut attr) }
+}
+
+#[repr(C)]
+struct ObjPath {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// Pins an object at a path in bpffs (`BPF_OBJ_PIN`).
+pub fn obj_pin(object: BorrowedFd<'_>, path: &CStr) -> Result<(), BpfError> {
+    let mut attr = ObjPath { pathname: path.as_ptr() as u64, bpf_fd: object.as_raw_fd() as u32, file_flags: 0 };
+    // SAFETY: the path outlives the call.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_PIN, "OBJ_PIN", &mut attr).map(drop) }
+}
+
+/// Opens a pinned object (`BPF_OBJ_GET`).
+pub fn obj_get(path: &CStr) -> Result<OwnedFd, BpfError> {
+    let mut attr = ObjPath { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    // SAFETY: the path outlives the call.
+    unsafe { bpf_fd(bpf_cmd::BPF_OBJ_GET, "OBJ_GET", &mut attr) }
+}
+
+#[repr(C)]
+struct ObjInfo {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// # Safety
+///
+/// `T` is plain data that every bit pattern fits, laid out as the start of the info struct of this kind of object.
+unsafe fn obj_info<T: Default>(object: BorrowedFd<'_>) -> Result<T, BpfError> {
+    let mut info = T::default();
+    let mut attr = ObjInfo {
+        bpf_fd: object.as_raw_fd() as u32,
+        info_len: size_of::<T>() as u32,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    // SAFETY: the kernel writes at most info_len bytes into info.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, "OBJ_GET_INFO_BY_FD", &mut attr)? };
+    Ok(info)
+}
+
+/// The start of `struct bpf_link_info`, for a cgroup link.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    prog_id: u32,
+    _pad: u32,
+    cgroup_id: u64,
+    attach_type: u32,
+    _pad2: u32,
+}
+
+/// The cgroup that a link is attached to. `None`: the kernel has released that cgroup (it was removed, and its last
+/// socket is gone), and the program will not run through this link again.
+pub fn link_cgroup(link: BorrowedFd<'_>) -> Result<Option<u64>, BpfError> {
+    // SAFETY: plain data, laid out as the start of bpf_link_info.
+    let info: LinkInfo = unsafe { obj_info(link)? };
+    Ok((info.cgroup_id != 0).then_some(info.cgroup_id))
+}
+
+/// The start of `struct bpf_map_info`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct MapInfo {
+    kind: u32,
+    id: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// How many entries the map has room for.
+    pub max_entries: u32,
+    flags: u32,
+}
+
+/// What the kernel says of a map.
+pub fn map_info(map: BorrowedFd<'_>) -> Result<MapInfo, BpfError> {
+    // SAFETY: plain data, laid out as the start of bpf_map_info.
+    unsafe { obj_info(map) }
+}
+
+/// `struct bpf_prog_info` up to `run_cnt`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct ProgInfo {
+    kind: u32,
+    id: u32,
+    tag: [u8; 8],
+    jited_len: u32,
+    xlated_len: u32,
+    pointers: [u64; 2],
+    load_time: u64,
+    uid: u32,
+    nr_map_ids: u32,
+    map_ids: u64,
+    name: [u8; 16],
+    ifindex: u32,
+    gpl: u32,
+    netns: [u64; 2],
+    counts: [u32; 2],
+    ksyms: [u64; 2],
+    btf_id: u32,
+    func_info_rec_size: u32,
+    func_info: u64,
+    nr_func_info: u32,
+    nr_line_info: u32,
+    line_info: u64,
+    jited_line_info: u64,
+    nr_jited_line_info: u32,
+    line_info_rec_size: u32,
+    jited_line_info_rec_size: u32,
+    nr_prog_tags: u32,
+    prog_tags: u64,
+    run_time_ns: u64,
+    run_cnt: u64,
+}
+
+/// What the kernel says of a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProgStats {
+    /// How often it ran while `kernel.bpf_stats_enabled` was on.
+    pub runs: u64,
+    /// How long that took, in nanoseconds.
+    pub run_nanos: u64,
+    /// Bytes of machine code.
+    pub jited_len: u32,
+}
+
+/// A program's statistics (`kernel.bpf_stats_enabled`, kernel 5.1).
+pub fn prog_stats(program: BorrowedFd<'_>) -> Result<ProgStats, BpfError> {
+    // SAFETY: plain data, laid out as the start of bpf_prog_info; the pointers in it are null, so none is followed.
+    let info: ProgInfo = unsafe { obj_info(program)? };
+    Ok(ProgStats { runs: info.run_cnt, run_nanos: info.run_time_ns, jited_len: info.jited_len })
+}
+
+#[repr(C)]
+struct MapBatch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Reads the first `count` values of an array map, in the order of their index, in one call
+/// (`BPF_MAP_LOOKUP_BATCH`; for per-CPU arrays from kernel 5.13).
+///
+/// `keys` and `values` are the caller's, so that a sample allocates nothing.
+///
+/// # Panics
+///
+/// If `values` has no room for `count` values of `stride` bytes, or `keys` for their keys.
+pub fn array_lookup_batch(
+    map: impl AsFd,
+    count: u32,
+    stride: usize,
+    keys: &mut [u32],
+    values: &mut [u8],
+) -> Result<(), BpfError> {
+    assert!(keys.len() >= count as usize && values.len() >= count as usize * stride, "buffers fit the count");
+    let mut next = 0u32;
+    let mut attr = MapBatch {
+        in_batch: 0,
+        out_batch: std::ptr::from_mut(&mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count,
+        map_fd: map.as_fd().as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the buffers have room for count keys and values, as asserted.
+    match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, "MAP_LOOKUP_BATCH", &mut attr) } {
+        // The end of the array: all were read.
+        Err(error) if error.source.raw_os_error() == Some(libc::ENOENT) && attr.count == count => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+}
+
+/// `struct __sk_buff` as far as a test run takes it in.
+const SKB_WORDS: usize = 48;
+/// Where in it, in words, the interface index and the segments' count and size stand.
+const SKB_IFINDEX: usize = 10;
+const SKB_GSO_SEGS: usize = 41;
+const SKB_GSO_SIZE: usize = 44;
+
+/// What a test run is told of the packet.
+#[derive(Clone, Copy, Debug)]
+pub struct TestPacket<'a> {
+    /// The packet with an Ethernet header.
+    pub frame: &'a [u8],
+    /// The interface, which must exist in this network namespace.
+    pub ifindex: u32,
+    /// Segments of a super-packet, and the payload of each.
+    pub gso: Option<(u32, u32)>,
+}
+
+/// Runs a program on a packet `repeat` times (`BPF_PROG_TEST_RUN`; the interface from kernel 5.8). Returns the verdict
+/// and the nanoseconds of one run.
+pub fn prog_test_run(program: BorrowedFd<'_>, packet: TestPacket<'_>, repeat: u32) -> Result<(u32, u32), BpfError> {
+    let mut skb = [0u32; SKB_WORDS];
+    skb[SKB_IFINDEX] = packet.ifindex;
+    if let Some((segments, size)) = packet.gso {
+        (skb[SKB_GSO_SEGS], skb[SKB_GSO_SIZE]) = (segments, size);
+    }
+    let mut attr = TestRun {
+        prog_fd: program.as_raw_fd() as u32,
+        data_size_in: packet.frame.len() as u32,
+        data_in: packet.frame.as_ptr() as u64,
+        repeat,
+        ctx_size_in: size_of_val(&skb) as u32,
+        ctx_in: skb.as_ptr() as u64,
+        ..TestRun::default()
+    };
+    // SAFETY: frame and skb outlive the call; nothing is written back but attr.
+    unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, "PROG_TEST_RUN", &mut attr)? };
+    Ok((attr.retval, attr.duration))
+}

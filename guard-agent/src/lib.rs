@@ -1,0 +1,15 @@
+//! Egress Guard's node agent. ARCHITECTURE.md has the map.
+
+#![deny(unsafe_code)]
+
+pub mod agent;
+pub mod client;
+pub mod clock;
+pub mod config;
+pub mod core;
+pub mod guard;
+pub mod http;
+pub mod kernel;
+pub mod metrics;
+pub mod node;
+pub mod snapshot;

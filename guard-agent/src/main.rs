@@ -1,0 +1,171 @@
+//! `guard-agent`: counts every container's traffic on a node, in the kernel, and shows it.
+
+use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum, parser::ValueSource};
+use guard_agent::{agent, client, config::Config, kernel::pins::Pins};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
+use tracing_subscriber::EnvFilter;
+
+/// How long tasks may take to end once the agent stops.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Parser)]
+#[command(version, about = "Counts every container's traffic in the kernel, exactly, and shows it")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the agent on this node
+    Run(Run),
+    /// Shows the containers of a running agent
+    List(List),
+    /// Removes every pin: all meters and totals of a stopped agent
+    Cleanup(Cleanup),
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// Configuration file (YAML); the default need not be there
+    #[arg(long, env = "EGRESS_GUARD_CONFIG", value_name = "FILE", default_value = "/etc/egress-guard/config.yaml")]
+    config: PathBuf,
+    /// Root of the cgroup v2 hierarchy [default: as mounted]
+    #[arg(long, env = "EGRESS_GUARD_CGROUP_ROOT", value_name = "DIR")]
+    cgroup_root: Option<PathBuf>,
+    /// The pods' cgroup [default: kubepods, kubepods.slice or *-kubepods.slice, up to three levels deep]
+    #[arg(long, env = "EGRESS_GUARD_PODS_ROOT", value_name = "DIR")]
+    pods_root: Option<PathBuf>,
+    #[command(flatten)]
+    bpffs: Bpffs,
+    /// Address of /metrics, /healthz and /readyz
+    #[arg(long, env = "EGRESS_GUARD_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:9469")]
+    listen: SocketAddr,
+    #[command(flatten)]
+    socket: Socket,
+    /// Format of the log on stderr
+    #[arg(long, env = "EGRESS_GUARD_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+    /// Log the kernel programs' diagnostics too
+    #[arg(long, env = "EGRESS_GUARD_LOG_KERNEL")]
+    log_kernel: bool,
+}
+
+#[derive(Debug, Args)]
+struct List {
+    /// Print JSON instead of a table
+    #[arg(long, env = "EGRESS_GUARD_JSON")]
+    json: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Debug, Args)]
+struct Cleanup {
+    #[command(flatten)]
+    bpffs: Bpffs,
+}
+
+#[derive(Debug, Args)]
+struct Bpffs {
+    /// Folder of the pins, in bpffs (mounted if it is not)
+    #[arg(long, env = "EGRESS_GUARD_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf/egress-guard")]
+    bpffs: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Socket {
+    /// Unix socket for root, which tells of traffic in detail
+    #[arg(long, env = "EGRESS_GUARD_SOCKET", value_name = "PATH", default_value = "/run/egress-guard/agent.sock")]
+    socket: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    match try_main() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, whatever the causes are.
+            eprintln!("guard-agent: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_main() -> Result<()> {
+    let matches = <Cli as clap::CommandFactory>::command().get_matches();
+    let asked = |id: &str| {
+        let run = matches.subcommand_matches("run");
+        run.and_then(|run| run.value_source(id)).is_some_and(|source| source != ValueSource::DefaultValue)
+    };
+    let cli = <Cli as clap::FromArgMatches>::from_arg_matches(&matches)?;
+    match cli.command {
+        Command::Run(run) => {
+            start_log(run.log_format);
+            let config = Config::read(&run.config, asked("config"))?;
+            let options = agent::Options {
+                cgroup_root: run.cgroup_root,
+                pods_root: run.pods_root,
+                bpffs: run.bpffs.bpffs,
+                listen: run.listen,
+                socket: run.socket.socket,
+                log_kernel: run.log_kernel,
+            };
+            // One thread for the meters and one for who asks.
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            let result = runtime.block_on(async { agent::run(options, config, stop_signal()?).await });
+            runtime.shutdown_timeout(GOODBYE);
+            result
+        }
+        Command::List(List { json, socket }) => Runtime::new()?.block_on(async {
+            if json {
+                let body = client::get(&socket.socket, "/containers").await?;
+                println!("{}", String::from_utf8_lossy(&body));
+            } else {
+                println!("{}", client::table(&client::containers(&socket.socket).await?));
+            }
+            Ok(())
+        }),
+        Command::Cleanup(Cleanup { bpffs }) => {
+            let removed = match Pins::existing(&bpffs.bpffs)? {
+                Some(pins) => pins.remove_all()?,
+                None => 0,
+            };
+            println!("removed {removed} pins from {}", bpffs.bpffs.display());
+            Ok(())
+        }
+    }
+}
+
+/// Done when the process is asked to stop.
+fn stop_signal() -> Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Logs to stderr, at the level that `RUST_LOG` says (info).
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

@@ -1,0 +1,159 @@
+//! What is in the cgroup tree. Paths are relative to its root, without a leading slash.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+
+use crate::core::identity;
+
+/// How deep below the root the pods' root may lie (`kubelet.slice/kubelet-kubepods.slice` is 2).
+const PODS_ROOT_DEPTH: usize = 3;
+
+/// How deep below the root extra meters are looked for.
+const EXTRA_DEPTH: usize = 16;
+
+/// Which cgroups get a meter.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// The root of the hierarchy.
+    pub root: PathBuf,
+    /// The pods' root, where it is given; else it is looked for.
+    pub pods_root: Option<String>,
+    /// Cgroups elsewhere that are metered too.
+    pub extra: GlobSet,
+}
+
+/// A cgroup that is to be metered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its path.
+    pub path: String,
+    /// It lies outside the pods' root.
+    pub extra: bool,
+}
+
+/// Compiles the patterns of `meters.extra`. `*` stays within a path's part, `**` crosses them.
+pub fn extra_globs(patterns: &[String]) -> Result<GlobSet, globset::Error> {
+    let mut set = GlobSetBuilder::new();
+    for pattern in patterns {
+        set.add(GlobBuilder::new(pattern.trim_matches('/')).literal_separator(true).build()?);
+    }
+    set.build()
+}
+
+/// Whether a cgroup's path is one that kubelet gives the pods' root.
+fn is_pods_root(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name == "kubepods" || name == "kubepods.slice" || name.ends_with("-kubepods.slice")
+}
+
+impl Watched {
+    /// Opens a cgroup and tells its id. `None`: it is not there (any more).
+    pub fn open(&self, path: &str) -> io::Result<Option<(File, u64)>> {
+        let opened = File::open(self.root.join(path)).and_then(|dir| {
+            let id = dir.metadata()?.ino();
+            Ok((dir, id))
+        });
+        match opened {
+            Ok(opened) => Ok(Some(opened)),
+            Err(error) if gone(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The id of a cgroup. `None`: it is not there.
+    pub fn id(&self, path: &str) -> Option<u64> {
+        fs::metadata(self.root.join(path)).ok().map(|metadata| metadata.ino())
+    }
+
+    /// The pods' root: the given one if it is there, else the one nearest to the root.
+    pub fn find_pods_root(&self) -> Option<String> {
+        if let Some(given) = &self.pods_root {
+            return self.root.join(given).is_dir().then(|| given.clone());
+        }
+        let mut level = vec![String::new()];
+        for _ in 0..PODS_ROOT_DEPTH {
+            let mut next: Vec<String> = level.iter().flat_map(|dir| self.children(dir)).collect();
+            next.sort();
+            if let Some(found) = next.iter().find(|path| is_pods_root(path)) {
+                return Some(found.clone());
+            }
+            level = next;
+        }
+        None
+    }
+
+    /// Whether this cgroup may be the pods' root.
+    pub fn may_be_pods_root(&self, path: &str) -> bool {
+        match &self.pods_root {
+            Some(given) => given == path,
+            None => is_pods_root(path) && path.split('/').count() <= PODS_ROOT_DEPTH,
+        }
+    }
+
+    /// Whether a cgroup is to be metered, by its path.
+    pub fn classify(&self, path: &str, pods_root: Option<&str>) -> Option<Found> {
+        let beneath = pods_root.and_then(|root| path.strip_prefix(root)?.strip_prefix('/'));
+        let extra = match beneath {
+            Some(beneath) => identity::pod_container(beneath).map(|_| false)?,
+            None => (pods_root != Some(path) && self.extra.is_match(path)).then_some(true)?,
+        };
+        Some(Found { path: path.to_owned(), extra })
+    }
+
+    /// All cgroups that are to be metered.
+    pub fn walk(&self, pods_root: Option<&str>) -> Vec<Found> {
+        let mut found = Vec::new();
+        if let Some(root) = pods_root {
+            // Containers are two or three levels below: [qos/]pod/container.
+            self.visit(root, 3, pods_root, &mut found);
+        }
+        if !self.extra.is_empty() {
+            self.visit("", EXTRA_DEPTH, pods_root, &mut found);
+        }
+        found
+    }
+
+    fn visit(&self, dir: &str, depth: usize, pods_root: Option<&str>, found: &mut Vec<Found>) {
+        for child in self.children(dir) {
+            if Some(child.as_str()) == pods_root {
+                continue;
+            }
+            let classified = self.classify(&child, pods_root);
+            let container = classified.as_ref().is_some_and(|found| !found.extra);
+            found.extend(classified);
+            // What a container makes inside is the container's.
+            if !container && depth > 1 {
+                self.visit(&child, depth - 1, pods_root, found);
+            }
+        }
+    }
+
+    fn children(&self, dir: &str) -> Vec<String> {
+        // A cgroup that vanishes while it is read has no children.
+        let entries = fs::read_dir(self.root.join(dir)).into_iter().flatten().flatten();
+        let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        dirs.filter_map(|entry| entry.file_name().into_string().ok())
+            .map(|name| if dir.is_empty() { name } else { format!("{dir}/{name}") })
+            .collect()
+    }
+}
+
+fn gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
+}
+
+/// A path as it is used here: relative to the cgroup root.
+pub fn relative(root: &Path, path: &Path) -> Option<String> {
+    let path = path.strip_prefix(root).unwrap_or(path);
+    path.to_str().map(|path| path.trim_matches('/').to_owned())
+}
+
+#[cfg(test)]
+#[path = "tree_tests.rs"]
+mod tests;
