@@ -1,0 +1,233 @@
+//! A real agent, on a tree of its own.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use guard_agent::snapshot;
+
+use crate::{
+    eventually,
+    net::Wire,
+    pods::{Container, Pods},
+    process::wait,
+    sibling, unique,
+};
+
+/// How an agent is started, again and again with the same pins.
+#[derive(Debug)]
+pub struct Setup {
+    dir: PathBuf,
+    /// Its arguments but for the binary's path.
+    pub arguments: Vec<String>,
+    /// The folder of its pins.
+    pub bpffs: PathBuf,
+    /// The binary.
+    pub binary: PathBuf,
+    port: u16,
+}
+
+/// A running agent; killed when dropped, its pins stay.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    socket: PathBuf,
+    port: u16,
+    log: PathBuf,
+}
+
+impl Setup {
+    /// An agent for a tree of pods, with this configuration file.
+    pub fn new(pods: &Pods, config: &str) -> Result<Self> {
+        let name = unique("egress-guard-test-");
+        let dir = std::env::temp_dir().join(&name);
+        fs::create_dir_all(&dir)?;
+        let bpffs = PathBuf::from("/sys/fs/bpf").join(&name);
+        // Free a moment ago; whoever takes it in between makes the test fail loudly.
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let arguments = [
+            "run",
+            "--pods-root",
+            &pods.root.display().to_string(),
+            "--bpffs",
+            &bpffs.display().to_string(),
+            "--listen",
+            &format!("127.0.0.1:{port}"),
+            "--socket",
+            &dir.join("agent.sock").display().to_string(),
+            "--config",
+            &dir.join("config.yaml").display().to_string(),
+        ];
+        let arguments = arguments.map(str::to_owned).to_vec();
+        let setup = Self { dir, arguments, bpffs, binary: sibling("guard-agent")?, port };
+        setup.configure(config)?;
+        Ok(setup)
+    }
+
+    /// Writes the configuration file.
+    pub fn configure(&self, config: &str) -> Result<()> {
+        Ok(fs::write(self.dir.join("config.yaml"), config)?)
+    }
+
+    /// Starts it and waits until it is ready.
+    pub fn start(&self) -> Result<Agent> {
+        let log = self.dir.join("log");
+        let file = fs::File::options().create(true).append(true).open(&log)?;
+        let child = Command::new(&self.binary).args(&self.arguments).stderr(file).stdin(Stdio::null()).spawn();
+        let child = child.with_context(|| format!("start {}", self.binary.display()))?;
+        let mut agent = Agent { child, socket: self.dir.join("agent.sock"), port: self.port, log };
+        eventually("the agent is ready", Duration::from_secs(20), || {
+            if let Some(status) = agent.child.try_wait()? {
+                bail!("the agent ended with {status}: {}", agent.log()?);
+            }
+            agent.get("/readyz")
+        })?;
+        Ok(agent)
+    }
+
+    /// Runs it to its end, which must come soon; returns its exit code and what it wrote to stderr.
+    pub fn fail(&self, prepare: impl FnOnce(&mut Command)) -> Result<(Option<i32>, String)> {
+        let mut command = Command::new(&self.binary);
+        command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        prepare(&mut command);
+        let mut child = command.spawn()?;
+        let status = wait(&mut child, Duration::from_secs(10));
+        if status.is_err() {
+            child.kill()?;
+        }
+        let output = child.wait_with_output()?;
+        Ok((status?.code(), String::from_utf8(output.stderr)?))
+    }
+}
+
+impl Drop for Setup {
+    fn drop(&mut self) {
+        let cleanup = Command::new(&self.binary).arg("cleanup").arg("--bpffs").arg(&self.bpffs).output();
+        match cleanup {
+            Ok(output) if output.status.success() => {}
+            other => eprintln!("left behind {}: {other:?}", self.bpffs.display()),
+        }
+        if let Err(error) = fs::remove_dir_all(&self.dir) {
+            eprintln!("left behind {}: {error}", self.dir.display());
+        }
+    }
+}
+
+/// The series of `/metrics` with their values.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics(pub BTreeMap<String, f64>);
+
+impl Metrics {
+    /// The value of a series, written as in the text format.
+    pub fn get(&self, series: &str) -> Option<u64> {
+        self.0.get(series).map(|value| *value as u64)
+    }
+
+    /// What a container's series say; direction is `egress` or `ingress`.
+    pub fn container(&self, container: &Container, direction: &str, class: &str) -> Wire {
+        self.labelled(container.label(), direction, class)
+    }
+
+    /// As [`Self::container`], by the label.
+    pub fn labelled(&self, container: &str, direction: &str, class: &str) -> Wire {
+        let sum = |unit: &str| {
+            let name = format!("egress_guard_container_{direction}_{unit}_total{{class=\"{class}\",container=\"{container}\",");
+            self.0.iter().filter(|(series, _)| series.starts_with(&name)).map(|(_, value)| *value as u64).sum()
+        };
+        Wire { bytes: sum("bytes"), packets: sum("packets") }
+    }
+
+    /// The sum of all containers' bytes.
+    pub fn all_containers(&self, class: &str) -> u64 {
+        let name = format!("egress_guard_container_egress_bytes_total{{class=\"{class}\",");
+        self.0.iter().filter(|(series, _)| series.starts_with(&name)).map(|(_, value)| *value as u64).sum()
+    }
+}
+
+impl Agent {
+    /// `GET`s a path of the metrics port.
+    pub fn get(&self, path: &str) -> Result<String> {
+        let url = format!("http://127.0.0.1:{}{path}", self.port);
+        Ok(ureq::get(&url).call()?.body_mut().read_to_string()?)
+    }
+
+    /// The metrics of a sample that was taken after this call.
+    pub fn metrics(&self) -> Result<Metrics> {
+        let samples = |metrics: &Metrics| metrics.get("egress_guard_sample_seconds_count").unwrap_or(0);
+        let before = samples(&self.scrape()?);
+        eventually("a new sample", Duration::from_secs(10), || {
+            let metrics = self.scrape()?;
+            // The sample that is being taken may have begun before: the one after it has not.
+            ensure!(samples(&metrics) >= before + 2, "still sample {before}");
+            Ok(metrics)
+        })
+    }
+
+    fn scrape(&self) -> Result<Metrics> {
+        let text = self.get("/metrics")?;
+        let series = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
+            let (series, value) = line.rsplit_once(' ').with_context(|| format!("not a series: {line}"))?;
+            Ok((series.to_owned(), value.parse()?))
+        });
+        Ok(Metrics(series.collect::<Result<_>>()?))
+    }
+
+    /// What `guard-agent list --json` says.
+    pub fn list(&self) -> Result<Vec<snapshot::Container>> {
+        let output = Command::new(sibling("guard-agent")?).args(["list", "--json", "--socket"]).arg(&self.socket).output()?;
+        ensure!(output.status.success(), "list failed: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// Waits until a container has its meter.
+    pub fn wait_for(&self, container: &Container) -> Result<()> {
+        eventually("the container is metered", Duration::from_secs(5), || {
+            let metrics = self.scrape()?;
+            let label = format!("container=\"{}\"", container.label());
+            ensure!(metrics.0.keys().any(|series| series.contains(&label)), "no series with {label}");
+            Ok(())
+        })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The unix socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// What it logged, and its predecessors with the same setup.
+    pub fn log(&self) -> Result<String> {
+        Ok(fs::read_to_string(&self.log)?)
+    }
+
+    /// Ends it with a signal; returns its exit code (none for SIGKILL) and how long it took.
+    #[expect(unsafe_code, reason = "kill(2)")]
+    pub fn signal(mut self, signal: i32) -> Result<(Option<i32>, Duration)> {
+        let start = Instant::now();
+        // SAFETY: a signal to a child that was not waited for yet.
+        unsafe { libc::kill(self.child.id() as i32, signal) };
+        let status = wait(&mut self.child, Duration::from_secs(10))?;
+        Ok((status.code(), start.elapsed()))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Ended already is as good.
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the agent's log:\n{}", self.log().unwrap_or_default());
+        }
+    }
+}

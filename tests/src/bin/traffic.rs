@@ -1,0 +1,274 @@
+//! Makes real traffic: senders, sinks and echoes.
+
+use std::{
+    io::{BufRead as _, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, Parser, Subcommand};
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sends datagrams
+    UdpSend(UdpSend),
+    /// Sends datagrams and waits for the echo of each
+    UdpCall(UdpCall),
+    /// Sends every datagram back
+    UdpEcho(Bind),
+    /// Receives datagrams
+    UdpSink(Bind),
+    /// Sends a stream and waits until the other side closes
+    TcpSend(TcpSend),
+    /// Receives streams; closes each after `--bytes`
+    TcpSink(TcpSink),
+}
+
+#[derive(Args)]
+struct UdpSend {
+    #[arg(long)]
+    to: Vec<SocketAddr>,
+    /// Payload sizes, sent in turn
+    #[arg(long, value_delimiter = ',', default_value = "100")]
+    sizes: Vec<usize>,
+    /// Datagrams of each thread
+    #[arg(long, default_value_t = 1)]
+    count: usize,
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Let the kernel cut each payload into segments of this size
+    #[arg(long)]
+    gso: Option<usize>,
+    /// Bytes of payload per second; as fast as possible without
+    #[arg(long)]
+    rate: Option<u64>,
+    /// Go on for so many seconds instead of `--count`
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Wait for a line on stdin first
+    #[arg(long)]
+    wait: bool,
+}
+
+#[derive(Args)]
+struct UdpCall {
+    #[arg(long)]
+    to: SocketAddr,
+    #[arg(long, default_value_t = 100)]
+    size: usize,
+    #[arg(long, default_value_t = 1)]
+    count: usize,
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+}
+
+#[derive(Args)]
+struct Bind {
+    #[arg(long)]
+    bind: SocketAddr,
+}
+
+#[derive(Args)]
+struct TcpSend {
+    #[arg(long)]
+    to: SocketAddr,
+    /// Bytes of each connection
+    #[arg(long)]
+    bytes: usize,
+    #[arg(long, default_value_t = 1)]
+    connections: usize,
+    /// Size of each write
+    #[arg(long, default_value_t = 65536)]
+    write: usize,
+    /// Close at once instead of waiting for the other side
+    #[arg(long)]
+    close_first: bool,
+}
+
+#[derive(Args)]
+struct TcpSink {
+    #[arg(long)]
+    bind: SocketAddr,
+    /// Bytes after which a connection is closed
+    #[arg(long)]
+    bytes: usize,
+    /// How many connections are taken
+    #[arg(long, default_value_t = 1)]
+    connections: usize,
+}
+
+/// Room for what arrives while the receiver does not run.
+const BUFFER: usize = 64 << 20;
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::UdpSend(send) => udp_send(send),
+        Command::UdpCall(call) => udp_call(&call),
+        Command::UdpEcho(Bind { bind }) => udp_serve(bind, true),
+        Command::UdpSink(Bind { bind }) => udp_serve(bind, false),
+        Command::TcpSend(send) => tcp_send(&Arc::new(send)),
+        Command::TcpSink(sink) => tcp_sink(&sink),
+    }
+}
+
+fn listening() {
+    println!("listening");
+}
+
+fn socket_to(to: SocketAddr) -> Result<UdpSocket> {
+    let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(to).with_context(|| format!("connect to {to}"))?;
+    Ok(socket)
+}
+
+fn join(threads: Vec<thread::JoinHandle<Result<()>>>) -> Result<()> {
+    threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
+}
+
+fn udp_send(send: UdpSend) -> Result<()> {
+    if send.wait {
+        std::io::stdin().lock().read_line(&mut String::new())?;
+    }
+    let send = Arc::new(send);
+    let threads = (0..send.threads).map(|_| {
+        let send = Arc::clone(&send);
+        thread::spawn(move || udp_send_thread(&send))
+    });
+    join(threads.collect())
+}
+
+fn udp_send_thread(send: &UdpSend) -> Result<()> {
+    let sockets = send.to.iter().map(|to| socket_to(*to)).collect::<Result<Vec<_>>>()?;
+    if let Some(size) = send.gso {
+        sockets.iter().try_for_each(|socket| set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, size))?;
+    }
+    let payload = vec![0xa5; send.sizes.iter().copied().max().unwrap_or(0)];
+    let start = Instant::now();
+    let mut sent = 0;
+    for (index, size) in send.sizes.iter().cycle().enumerate() {
+        let over = match send.seconds {
+            Some(seconds) => start.elapsed().as_secs_f64() >= seconds,
+            None => index >= send.count,
+        };
+        if over {
+            return Ok(());
+        }
+        let socket = &sockets[index % sockets.len()];
+        // A full queue is waited for, never skipped: what was asked for is sent.
+        while let Err(error) = socket.send(&payload[..*size]) {
+            ensure!(error.raw_os_error() == Some(libc::ENOBUFS) || error.kind() == std::io::ErrorKind::ConnectionRefused, "send: {error}");
+            thread::sleep(Duration::from_micros(100));
+        }
+        sent += *size as u64;
+        match send.rate {
+            Some(rate) => {
+                let due = Duration::from_secs_f64(sent as f64 / rate as f64);
+                thread::sleep(due.saturating_sub(start.elapsed()));
+            }
+            // The receiver's side of a veth pair has a short queue.
+            None if index % 16 == 15 => thread::sleep(Duration::from_micros(50)),
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "socket options that std does not know")]
+fn set_option(socket: &UdpSocket, level: libc::c_int, name: libc::c_int, value: usize) -> Result<()> {
+    use std::os::fd::AsRawFd as _;
+    let value = libc::c_int::try_from(value)?;
+    let len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: these options take an int.
+    let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len) };
+    ensure!(done == 0, "socket option {name}: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+fn udp_call(call: &UdpCall) -> Result<()> {
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..call.threads).map(|_| scope.spawn(|| udp_call_thread(call))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
+    })
+}
+
+fn udp_call_thread(call: &UdpCall) -> Result<()> {
+    let socket = socket_to(call.to)?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let (payload, mut answer) = (vec![0x5a; call.size], vec![0; 65536]);
+    for index in 0..call.count {
+        socket.send(&payload)?;
+        let len = socket.recv(&mut answer).with_context(|| format!("no echo of datagram {index}"))?;
+        ensure!(len == call.size, "an echo of {len} bytes instead of {}", call.size);
+    }
+    Ok(())
+}
+
+/// Receives for ever; ended by whoever started it.
+fn udp_serve(bind: SocketAddr, echo: bool) -> Result<()> {
+    let socket = UdpSocket::bind(bind).with_context(|| format!("bind {bind}"))?;
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BUFFER)?;
+    listening();
+    let mut buffer = vec![0; 65536];
+    loop {
+        let (len, from) = socket.recv_from(&mut buffer)?;
+        if echo {
+            socket.send_to(&buffer[..len], from)?;
+        }
+    }
+}
+
+fn tcp_send(send: &Arc<TcpSend>) -> Result<()> {
+    let threads = (0..send.connections).map(|_| {
+        let send = Arc::clone(send);
+        thread::spawn(move || tcp_send_thread(&send))
+    });
+    join(threads.collect())
+}
+
+fn tcp_send_thread(send: &TcpSend) -> Result<()> {
+    let mut stream = TcpStream::connect(send.to).with_context(|| format!("connect to {}", send.to))?;
+    let chunk = vec![0xc3; send.write];
+    let mut left = send.bytes;
+    while left > 0 {
+        let len = left.min(chunk.len());
+        stream.write_all(&chunk[..len])?;
+        left -= len;
+    }
+    if !send.close_first {
+        let rest = stream.read(&mut [0])?;
+        ensure!(rest == 0, "the sink answered");
+    }
+    Ok(())
+}
+
+fn tcp_sink(sink: &TcpSink) -> Result<()> {
+    let listener = TcpListener::bind(sink.bind).with_context(|| format!("bind {}", sink.bind))?;
+    listening();
+    thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for _ in 0..sink.connections {
+            let (mut stream, _) = listener.accept()?;
+            threads.push(scope.spawn(move || -> Result<()> {
+                let mut buffer = vec![0; 1 << 18];
+                let mut left = sink.bytes;
+                while left > 0 {
+                    let len = stream.read(&mut buffer)?;
+                    ensure!(len > 0, "closed {left} bytes too early");
+                    left -= len;
+                }
+                Ok(())
+            }));
+        }
+        threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
+    })
+}

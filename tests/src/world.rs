@@ -1,0 +1,89 @@
+//! Everything together: a wire, pods and an agent.
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    agent::{Agent, Metrics, Setup},
+    net::{Interface, Wire, Wires},
+    pods::{Container, Pods},
+    require_root,
+};
+
+/// A wire, a tree of pods and a running agent. Fields are dropped in this order.
+#[derive(Debug)]
+pub struct World {
+    /// The agent; none while it is stopped.
+    pub agent: Option<Agent>,
+    /// How it is started.
+    pub setup: Setup,
+    /// The pods.
+    pub pods: Pods,
+    /// The wire.
+    pub wires: Wires,
+}
+
+/// A quick sampler.
+pub const CONFIG: &str = "sample: {interval: 100ms}\n";
+
+/// What a container's meter and the wire said at one time.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    metered: Interface,
+    wire: Interface,
+}
+
+impl World {
+    /// Makes it all and starts the agent.
+    pub fn new(config: &str) -> Result<Self> {
+        require_root()?;
+        let (wires, pods) = (Wires::new()?, Pods::new()?);
+        let setup = Setup::new(&pods, config)?;
+        let agent = Some(setup.start()?);
+        Ok(Self { agent, setup, pods, wires })
+    }
+
+    /// The running agent.
+    ///
+    /// # Panics
+    ///
+    /// If it is stopped.
+    pub fn agent(&self) -> &Agent {
+        self.agent.as_ref().expect("the agent runs")
+    }
+
+    /// A container that has its meter.
+    pub fn container(&self, pod: u32, container: u32) -> Result<Container> {
+        let container = self.pods.container(pod, container)?;
+        self.agent().wait_for(&container)?;
+        Ok(container)
+    }
+
+    /// Reads the wire and these containers' series, once nothing moves any more.
+    pub fn read(&self, containers: &[&Container]) -> Result<Reading> {
+        self.wires.quiet()?;
+        let wire = self.wires.node.interface()?;
+        let metrics = self.agent().metrics()?;
+        Ok(Reading { metered: metered(&metrics, containers), wire })
+    }
+
+    /// Fails unless the containers' series and the wire moved by the same since `before`, to the byte. Returns by how
+    /// much.
+    pub fn assert_exact(&self, before: Reading, containers: &[&Container]) -> Result<Interface> {
+        let after = self.read(containers)?;
+        let (metered, wire) = (after.metered - before.metered, after.wire - before.wire);
+        ensure!(wire.dropped == 0, "the wire dropped {} packets: the machine is too busy for this test", wire.dropped);
+        ensure!(metered == wire, "the meters say {metered:?},\nthe wire says   {wire:?}");
+        Ok(wire)
+    }
+}
+
+/// What the containers' series say together.
+fn metered(metrics: &Metrics, containers: &[&Container]) -> Interface {
+    let sum = |direction: &str| {
+        let each = containers.iter().flat_map(|container| {
+            ["cluster", "external"].map(|class| metrics.container(container, direction, class))
+        });
+        each.fold(Wire::default(), |a, b| Wire { bytes: a.bytes + b.bytes, packets: a.packets + b.packets })
+    };
+    Interface { tx: sum("egress"), rx: sum("ingress"), dropped: 0 }
+}
