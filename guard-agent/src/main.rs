@@ -112,7 +112,7 @@ fn try_main() -> Result<()> {
     let cli = <Cli as clap::FromArgMatches>::from_arg_matches(&matches)?;
     match cli.command {
         Command::Run(run) => {
-            start_log(run.log_format);
+            start_log(run.log_format, run.log_kernel);
             let config = Config::read(&run.config, asked("config"))?;
             let options = agent::Options {
                 cgroup_root: run.cgroup_root,
@@ -160,9 +160,12 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
     })
 }
 
-/// Logs to stderr, at the level that `RUST_LOG` says (info).
-fn start_log(format: LogFormat) {
-    let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
+/// Logs to stderr, at the level that `RUST_LOG` says (info; all that the kernel programs say, if they speak).
+fn start_log(format: LogFormat, kernel: bool) {
+    let mut filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
+    if kernel && let Ok(directive) = "guard_ebpf=trace".parse() {
+        filter = filter.add_directive(directive);
+    }
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),

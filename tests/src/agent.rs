@@ -200,6 +200,14 @@ impl Agent {
         self.child.id()
     }
 
+    /// Does something while the agent is stopped (SIGSTOP).
+    pub fn stop_and_continue(&self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+        kill(self.pid(), libc::SIGSTOP);
+        let result = meanwhile();
+        kill(self.pid(), libc::SIGCONT);
+        result
+    }
+
     /// The unix socket.
     pub fn socket(&self) -> &Path {
         &self.socket
@@ -211,11 +219,9 @@ impl Agent {
     }
 
     /// Ends it with a signal; returns its exit code (none for SIGKILL) and how long it took.
-    #[expect(unsafe_code, reason = "kill(2)")]
     pub fn signal(mut self, signal: i32) -> Result<(Option<i32>, Duration)> {
         let start = Instant::now();
-        // SAFETY: a signal to a child that was not waited for yet.
-        unsafe { libc::kill(self.child.id() as i32, signal) };
+        kill(self.pid(), signal);
         let status = wait(&mut self.child, Duration::from_secs(10))?;
         Ok((status.code(), start.elapsed()))
     }
@@ -230,4 +236,11 @@ impl Drop for Agent {
             eprintln!("the agent's log:\n{}", self.log().unwrap_or_default());
         }
     }
+}
+
+/// Sends a signal to a child that was not waited for yet.
+#[expect(unsafe_code, reason = "kill(2)")]
+fn kill(child: u32, signal: i32) {
+    // SAFETY: takes two numbers.
+    unsafe { libc::kill(child as i32, signal) };
 }

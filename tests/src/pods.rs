@@ -46,7 +46,7 @@ impl Pods {
 
     /// Makes the n-th container of a pod, as the systemd driver lays it out.
     pub fn container(&self, pod: u32, container: u32) -> Result<Container> {
-        let id = format!("{pod:08x}{container:056x}").chars().rev().collect::<String>();
+        let id = format!("{pod:08x}{container:04x}{:052x}", 0);
         let uid = uid(pod).replace('-', "_");
         let pod = format!("kubepods-burstable.slice/kubepods-burstable-pod{uid}.slice");
         let path = self.root.join(pod).join(format!("cri-containerd-{id}.scope"));

@@ -51,6 +51,18 @@ impl Traffic {
         Ok(line.trim().into())
     }
 
+    /// Waits until a sender that waits (`--wait`) has made its socket.
+    pub fn socket_made(&mut self) -> Result<()> {
+        let line = self.line()?;
+        ensure!(line == "waiting", "traffic {} said {line:?} instead of waiting", self.command);
+        Ok(())
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Lets a sender go on that waits for a line (`--wait`).
     pub fn go(&mut self) -> Result<()> {
         let stdin = self.child.stdin.as_mut().context("it has no stdin")?;

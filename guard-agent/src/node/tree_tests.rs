@@ -82,7 +82,7 @@ fn a_walk_finds_containers_of_all_classes_and_nothing_inside_them() {
 
 #[test]
 fn extra_meters_lie_outside_the_pods_root() {
-    let container = format!("kubepods/pod{}/{}", UID.replace('_', '-'), id("a"));
+    let container = format!("kubepods/pod{}/{}", UID.replace('_', "-"), id("a"));
     let dirs = [container.clone(), "system.slice/a.service/sub.service".into(), "system.slice/b.scope".into()];
     let tree = Tree::new("extra", &dirs);
     let watched = tree.watched(None, &["/system.slice/*.service", "kubepods/**", "kubepods"]);

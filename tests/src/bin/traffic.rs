@@ -54,7 +54,7 @@ struct UdpSend {
     /// Go on for so many seconds instead of `--count`
     #[arg(long)]
     seconds: Option<f64>,
-    /// Wait for a line on stdin first
+    /// Wait for a line on stdin once the sockets are made
     #[arg(long)]
     wait: bool,
 }
@@ -136,9 +136,6 @@ fn join(threads: Vec<thread::JoinHandle<Result<()>>>) -> Result<()> {
 }
 
 fn udp_send(send: UdpSend) -> Result<()> {
-    if send.wait {
-        std::io::stdin().lock().read_line(&mut String::new())?;
-    }
     let send = Arc::new(send);
     let threads = (0..send.threads).map(|_| {
         let send = Arc::clone(&send);
@@ -151,6 +148,10 @@ fn udp_send_thread(send: &UdpSend) -> Result<()> {
     let sockets = send.to.iter().map(|to| socket_to(*to)).collect::<Result<Vec<_>>>()?;
     if let Some(size) = send.gso {
         sockets.iter().try_for_each(|socket| set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, size))?;
+    }
+    if send.wait {
+        println!("waiting");
+        std::io::stdin().lock().read_line(&mut String::new())?;
     }
     let payload = vec![0xa5; send.sizes.iter().copied().max().unwrap_or(0)];
     let start = Instant::now();
