@@ -211,7 +211,7 @@ impl Guard {
         let opened = match self.watched.open(path) {
             Ok(opened) => opened.filter(|_| found.is_some()),
             Err(error) => {
-                self.attach_failed(path, &error);
+                self.attach_failed(path, error);
                 return Ok(());
             }
         };
@@ -251,7 +251,7 @@ impl Guard {
             Ok(links) => links,
             Err(error) => {
                 if !error.cgroup_gone() {
-                    self.attach_failed(&path, &error);
+                    self.attach_failed(&path, error);
                 }
                 self.ledger.unassign(slot);
                 return self.write(&[slot]);
@@ -268,9 +268,10 @@ impl Guard {
         Ok(())
     }
 
-    fn attach_failed(&self, path: &str, error: &dyn std::error::Error) {
+    fn attach_failed(&self, path: &str, error: impl Into<anyhow::Error>) {
         self.metrics.attach_failures.inc();
-        error!(cgroup = path, "not metered: {error}; its traffic is unattributed, and it is tried again every 30 s");
+        let error = error.into();
+        error!(cgroup = path, "not metered: {error:#}; its traffic is unattributed, and it is tried again every 30 s");
     }
 
     fn refuse(&mut self, cgroup_id: u64, path: String) {
@@ -386,11 +387,11 @@ pub enum GuardError {
     #[error(transparent)]
     Meter(#[from] MeterError),
     /// A port, socket or signal handler.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Io {
         /// What was tried.
         what: String,
         /// What the kernel answered.
-        source: io::Error,
+        cause: io::Error,
     },
 }

@@ -86,12 +86,12 @@ async fn containers(State(shared): State<Shared>) -> Response {
 
 /// Opens the TCP port.
 pub async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, GuardError> {
-    TcpListener::bind(address).await.map_err(|source| {
-        let remedy = match source.kind() {
+    TcpListener::bind(address).await.map_err(|cause| {
+        let remedy = match cause.kind() {
             io::ErrorKind::AddrInUse => "; another process has the port: pass another --listen",
             _ => "",
         };
-        GuardError::Io { what: format!("cannot listen on {address}{remedy}"), source }
+        GuardError::Io { what: format!("cannot listen on {address}{remedy}"), cause }
     })
 }
 
@@ -107,15 +107,15 @@ impl Socket {
     pub fn open(path: &Path) -> Result<Self, GuardError> {
         let failed = |what: &str| {
             let what = format!("cannot {what} --socket {}", path.display());
-            move |source| GuardError::Io { what, source }
+            move |cause| GuardError::Io { what, cause }
         };
         if let Some(parent) = path.parent() {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
             made.map_err(failed("make the folder of"))?;
         }
         if StdUnixStream::connect(path).is_ok() {
-            let source = io::ErrorKind::AddrInUse.into();
-            return Err(failed("listen on (another agent answers there; stop it, or pass another)")(source));
+            let cause = io::ErrorKind::AddrInUse.into();
+            return Err(failed("listen on (another agent answers there; stop it, or pass another)")(cause));
         }
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace")(error)),

@@ -70,6 +70,15 @@ impl Setup {
         Ok(setup)
     }
 
+    /// Gives a flag another value, or adds it.
+    pub fn set(&mut self, flag: &str, value: impl Into<String>) {
+        let value = value.into();
+        match self.arguments.iter().position(|argument| argument == flag) {
+            Some(index) => self.arguments[index + 1] = value,
+            None => self.arguments.extend([flag.into(), value]),
+        }
+    }
+
     /// Writes the configuration file.
     pub fn configure(&self, config: &str) -> Result<()> {
         Ok(fs::write(self.dir.join("config.yaml"), config)?)

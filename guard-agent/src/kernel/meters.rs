@@ -33,30 +33,30 @@ pub enum MeterError {
     #[error(transparent)]
     Pin(#[from] PinError),
     /// A call failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Bpf {
         /// What was tried.
         what: &'static str,
         /// What the kernel answered.
-        source: BpfError,
+        cause: BpfError,
     },
     /// The record of a slot could not be read or written.
-    #[error("cannot {what} the record of slot {slot}: {source}")]
+    #[error("cannot {what} the record of slot {slot}: {cause}")]
     Record {
         /// What was tried.
         what: &'static str,
         /// On which.
         slot: u32,
         /// What the kernel answered.
-        source: aya::maps::MapError,
+        cause: aya::maps::MapError,
     },
     /// A tracepoint program was refused.
-    #[error("cannot attach to the tracepoint {name}: {source}")]
+    #[error("cannot attach to the tracepoint {name}: {cause}")]
     Tracepoint {
         /// Which.
         name: &'static str,
         /// What the kernel answered.
-        source: ProgramError,
+        cause: ProgramError,
     },
     /// How many CPUs there may be is not known.
     #[error("cannot read {0}: {1}")]
@@ -66,12 +66,12 @@ pub enum MeterError {
 impl MeterError {
     /// The cgroup was removed while it was being attached to.
     pub fn cgroup_gone(&self) -> bool {
-        matches!(self, Self::Bpf { source, .. } if matches!(source.source.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)))
+        matches!(self, Self::Bpf { cause, .. } if matches!(cause.cause.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)))
     }
 }
 
 fn bpf_error(what: &'static str) -> impl FnOnce(BpfError) -> MeterError {
-    move |source| MeterError::Bpf { what, source }
+    move |cause| MeterError::Bpf { what, cause }
 }
 
 /// The links of a meter. Dropping them leaves a pinned meter in place.
@@ -110,7 +110,7 @@ impl Meters {
     /// Starts to receive cgroup events.
     pub fn events(&mut self) -> Result<CgroupEvents, MeterError> {
         for name in ["cgroup_mkdir", "cgroup_rmdir"] {
-            let failed = |source| MeterError::Tracepoint { name, source };
+            let failed = |cause| MeterError::Tracepoint { name, cause };
             let program = self.programs.ebpf.program_mut(name);
             let program = program.ok_or_else(|| ObjectError::Object(format!("no program {name}")))?;
             let program: &mut RawTracePoint = program.try_into().map_err(failed)?;
@@ -154,7 +154,7 @@ impl Meters {
             match sys::link_update(link.as_fd(), program) {
                 Ok(()) => links.push(link),
                 // The cgroup was released between the two calls.
-                Err(error) if error.source.raw_os_error() == Some(libc::ENOLINK) => break,
+                Err(error) if error.cause.raw_os_error() == Some(libc::ENOLINK) => break,
                 Err(error) => return Err(bpf_error("cannot put a new program into a pinned link")(error)),
             }
         }
@@ -222,7 +222,7 @@ impl Meters {
     pub fn records(&self) -> Result<Vec<Record>, MeterError> {
         let map = self.records_map()?;
         let records = (0..self.loaded.len() as u32).map(|slot| {
-            let pinned = map.get(&slot, 0).map_err(|source| MeterError::Record { what: "read", slot, source })?;
+            let pinned = map.get(&slot, 0).map_err(|cause| MeterError::Record { what: "read", slot, cause })?;
             Ok(record::decode(&pinned.0))
         });
         records.collect()
@@ -230,7 +230,7 @@ impl Meters {
 
     /// Writes the record of a slot, in one step.
     pub fn write_record(&mut self, slot: Slot, record: &Record) -> Result<(), MeterError> {
-        let failed = |source| MeterError::Record { what: "write", slot: slot.0, source };
+        let failed = |cause| MeterError::Record { what: "write", slot: slot.0, cause };
         let map = self.programs.ebpf.map_mut("METERS");
         let map = map.ok_or_else(|| ObjectError::Object("no map METERS".into()))?;
         let mut map: Array<_, PodRecord> = Array::try_from(map).map_err(failed)?;
@@ -238,7 +238,7 @@ impl Meters {
     }
 
     fn records_map(&self) -> Result<Array<&aya::maps::MapData, PodRecord>, MeterError> {
-        let failed = |source| MeterError::Record { what: "find", slot: 0, source };
+        let failed = |cause| MeterError::Record { what: "find", slot: 0, cause };
         let map = self.programs.ebpf.map("METERS");
         let map = map.ok_or_else(|| ObjectError::Object("no map METERS".into()))?;
         Array::try_from(map).map_err(failed)
@@ -246,7 +246,7 @@ impl Meters {
 
     /// Cgroup events that found no room in the ring buffer, ever.
     pub fn events_lost(&self) -> Result<u64, MeterError> {
-        let failed = |source| MeterError::Record { what: "find", slot: 0, source };
+        let failed = |cause| MeterError::Record { what: "find", slot: 0, cause };
         let map = self.programs.ebpf.map("EVENTS_LOST");
         let map = map.ok_or_else(|| ObjectError::Object("no map EVENTS_LOST".into()))?;
         Array::<_, u64>::try_from(map).and_then(|map| map.get(&0, 0)).map_err(failed)

@@ -32,10 +32,10 @@ pub enum ObjectError {
     #[error("the embedded kernel object is not usable: {0}")]
     Object(String),
     /// The kernel refused maps or programs.
-    #[error("the kernel refused the maps: {0}")]
+    #[error("the kernel refused the maps")]
     Ebpf(#[from] aya::EbpfError),
     /// The kernel refused a meter's program.
-    #[error("the kernel refused the meter's program: {0}")]
+    #[error("the kernel refused the meter's program")]
     Program(#[from] BpfError),
 }
 

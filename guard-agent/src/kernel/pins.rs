@@ -3,7 +3,10 @@
 use std::{
     ffi::CString,
     fs, io,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -29,40 +32,40 @@ const USUAL_MOUNT: &str = "/sys/fs/bpf";
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
     /// There is no bpffs, and none could be mounted.
-    #[error("no bpffs at {at}, and mounting one failed: {source}. Mount it: mount -t bpf bpf {at}")]
+    #[error("no bpffs at {at}, and mounting one failed: {cause}. Mount it: mount -t bpf bpf {at}")]
     Mount {
         /// The mount point that was tried.
         at: PathBuf,
         /// What the kernel answered.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A file or folder could not be made, read or removed.
-    #[error("cannot {what} {path}: {source}")]
+    #[error("cannot {what} {path}: {cause}")]
     Io {
         /// What was tried.
         what: &'static str,
         /// On what.
         path: PathBuf,
         /// What the kernel answered.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Another agent has the folder.
     #[error("another agent is running with --bpffs {0}: stop it, or give this one a folder of its own")]
     InUse(PathBuf),
     /// An object could not be pinned or opened.
-    #[error("cannot {what} {path}: {source}")]
+    #[error("cannot {what} {path}: {cause}")]
     Bpf {
         /// What was tried.
         what: &'static str,
         /// On what.
         path: PathBuf,
         /// What the kernel answered.
-        source: sys::BpfError,
+        cause: sys::BpfError,
     },
 }
 
 fn io_error<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> PinError + 'a {
-    move |source| PinError::Io { what, path: path.to_owned(), source }
+    move |cause| PinError::Io { what, path: path.to_owned(), cause }
 }
 
 /// The folder, locked for this agent.
@@ -112,12 +115,23 @@ impl Pins {
         self.layout_dir().join("links").join(format!("{}-{hook}", slot.0))
     }
 
+    /// The folders of all layouts' versions. A mounted bpffs has files of its own beside them.
+    fn layouts(&self) -> Result<Vec<PathBuf>, PinError> {
+        let mut layouts = Vec::new();
+        for entry in fs::read_dir(&self.root).map_err(io_error("read the folder", &self.root))? {
+            let entry = entry.map_err(io_error("read the folder", &self.root))?;
+            let name = entry.file_name();
+            let version = name.to_str().and_then(|name| name.strip_prefix('v')?.parse::<u32>().ok());
+            layouts.extend(version.map(|_| entry.path()));
+        }
+        Ok(layouts)
+    }
+
     /// Makes this layout's folders and removes what was pinned under other versions of it, or with maps of another
     /// size (`slots` is how many each has room for). Returns what was removed, to be said.
     pub fn prepare(&self, slots: u32) -> Result<Vec<String>, PinError> {
         let mut replaced = Vec::new();
-        for entry in fs::read_dir(&self.root).map_err(io_error("read the folder", &self.root))? {
-            let path = entry.map_err(io_error("read the folder", &self.root))?.path();
+        for path in self.layouts()? {
             if path != self.layout_dir() {
                 remove(&path)?;
                 replaced.push(format!("pins of another version ({})", path.display()));
@@ -125,7 +139,7 @@ impl Pins {
         }
         let other_size = PINNED_MAPS.iter().find_map(|name| {
             let map = open(&self.layout_dir().join(name)).ok().flatten()?;
-            let entries = sys::map_info(std::os::fd::AsFd::as_fd(&map)).ok()?.max_entries;
+            let entries = sys::map_info(map.as_fd()).ok()?.max_entries;
             (entries != slots).then_some(entries)
         });
         if let Some(entries) = other_size {
@@ -141,8 +155,8 @@ impl Pins {
     pub fn pin_link(&self, slot: Slot, hook: Hook, link: &OwnedFd) -> Result<(), PinError> {
         self.unpin_link(slot, hook)?;
         let path = self.link_path(slot, hook);
-        sys::obj_pin(std::os::fd::AsFd::as_fd(link), &c_path(&path))
-            .map_err(|source| PinError::Bpf { what: "pin the link at", path, source })
+        sys::obj_pin(link.as_fd(), &c_path(&path))
+            .map_err(|cause| PinError::Bpf { what: "pin the link at", path, cause })
     }
 
     /// Opens a pinned link. `None`: there is none.
@@ -162,14 +176,15 @@ impl Pins {
     /// Removes every pin and the folder, and unmounts it if it is a mount of its own. Returns how many pins there were.
     pub fn remove_all(self) -> Result<usize, PinError> {
         let mut removed = 0;
-        for entry in fs::read_dir(&self.root).map_err(io_error("read the folder", &self.root))? {
-            let entry = entry.map_err(io_error("read the folder", &self.root))?;
-            removed += remove(&entry.path())?;
+        for path in self.layouts()? {
+            removed += remove(&path)?;
         }
         let Self { root, _lock } = self;
-        // Not an own mount: EINVAL, and the folder just goes.
-        let _not_mounted = rustix::mount::unmount(&root, rustix::mount::UnmountFlags::DETACH);
-        fs::remove_dir(&root).map_err(io_error("remove the folder", &root))?;
+        if root != Path::new(USUAL_MOUNT) {
+            // Not a mount of its own: EINVAL, and the folder just goes.
+            let _not_mounted = rustix::mount::unmount(&root, rustix::mount::UnmountFlags::DETACH);
+            fs::remove_dir(&root).map_err(io_error("remove the folder", &root))?;
+        }
         Ok(removed)
     }
 }
@@ -177,8 +192,8 @@ impl Pins {
 fn open(path: &Path) -> Result<Option<OwnedFd>, PinError> {
     match sys::obj_get(&c_path(path)) {
         Ok(fd) => Ok(Some(fd)),
-        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(PinError::Bpf { what: "open the pin", path: path.to_owned(), source }),
+        Err(error) if error.cause.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(PinError::Bpf { what: "open the pin", path: path.to_owned(), cause }),
     }
 }
 
@@ -208,7 +223,7 @@ fn is_bpffs(path: &Path) -> bool {
 }
 
 fn mount(at: &Path) -> Result<(), PinError> {
-    let failed = |source: io::Error| PinError::Mount { at: at.to_owned(), source };
+    let failed = |cause: io::Error| PinError::Mount { at: at.to_owned(), cause };
     fs::create_dir_all(at).map_err(failed)?;
     rustix::mount::mount("bpf", at, "bpf", rustix::mount::MountFlags::empty(), None).map_err(|e| failed(e.into()))
 }

@@ -14,14 +14,14 @@ pub enum ProbeError {
     #[error("not allowed to load eBPF programs: run as root (missing capabilities: {0})")]
     NotPrivileged(String),
     /// The kernel is too old, or built without it.
-    #[error("this kernel has no {feature} (in every kernel from {since} on): {source}. Egress Guard needs kernel 5.15 or newer, built with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF")]
+    #[error("this kernel has no {feature} (in every kernel from {since} on): {cause}. Egress Guard needs kernel 5.15 or newer, built with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF")]
     Missing {
         /// What is missing.
         feature: &'static str,
         /// The first kernel that has it.
         since: &'static str,
         /// What the kernel answered.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -51,7 +51,7 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
 
 /// Tries out what the agent needs of the kernel.
 pub fn features() -> Result<(), ProbeError> {
-    let missing = |feature, since| move |source| ProbeError::Missing { feature, since, source };
+    let missing = |feature, since| move |cause| ProbeError::Missing { feature, since, cause };
     let unsupported = || io::Error::from_raw_os_error(libc::EOPNOTSUPP);
     let program = aya::sys::is_program_supported(ProgramType::CgroupSkb);
     supported(program, unsupported).map_err(missing("cgroup_skb programs", "4.10"))?;
@@ -72,15 +72,15 @@ fn supported<E: std::error::Error>(answer: Result<bool, E>, unsupported: fn() ->
 /// The kernel looks at the descriptors only if it knows the command: EBADF is the good answer.
 fn link_update() -> io::Result<()> {
     match sys::link_update_of_nothing() {
-        Err(error) if error.source.raw_os_error() != Some(libc::EBADF) => Err(error.source),
+        Err(error) if error.cause.raw_os_error() != Some(libc::EBADF) => Err(error.cause),
         _ => Ok(()),
     }
 }
 
 fn batch_lookup() -> io::Result<()> {
     let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
-    let map = sys::percpu_array_create(8, 1).map_err(|e| e.source)?;
-    sys::array_lookup_batch(map.as_fd(), 1, 8 * cpus, &mut [0], &mut vec![0; 8 * cpus]).map_err(|e| e.source)
+    let map = sys::percpu_array_create(8, 1).map_err(|e| e.cause)?;
+    sys::array_lookup_batch(map.as_fd(), 1, 8 * cpus, &mut [0], &mut vec![0; 8 * cpus]).map_err(|e| e.cause)
 }
 
 #[cfg(test)]

@@ -42,12 +42,12 @@ impl Hook {
 
 /// A failed `bpf(2)` call.
 #[derive(Debug, thiserror::Error)]
-#[error("bpf({call}): {source}{}", log.as_deref().map(|l| format!("; the verifier says: {l}")).unwrap_or_default())]
+#[error("bpf({call}): {cause}{}", log.as_deref().map(|l| format!("; the verifier says: {l}")).unwrap_or_default())]
 pub struct BpfError {
     /// The command, as the kernel names it.
     pub call: &'static str,
     /// What the kernel answered.
-    pub source: io::Error,
+    pub cause: io::Error,
     /// The end of the verifier's log, for a program that it refused.
     pub log: Option<String>,
 }
@@ -59,7 +59,7 @@ unsafe fn bpf<T>(cmd: bpf_cmd, call: &'static str, attr: &mut T) -> Result<i32, 
     // SAFETY: the caller's promise.
     let done = unsafe { libc::syscall(libc::SYS_bpf, cmd as u32, std::ptr::from_mut(attr), size_of::<T>()) };
     if done < 0 {
-        return Err(BpfError { call, source: io::Error::last_os_error(), log: None });
+        return Err(BpfError { call, cause: io::Error::last_os_error(), log: None });
     }
     Ok(done as i32)
 }
@@ -375,7 +375,7 @@ pub fn array_lookup_batch(
     // SAFETY: the buffers have room for count keys and values, as asserted.
     match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, "MAP_LOOKUP_BATCH", &mut attr) } {
         // The end of the array: all were read.
-        Err(error) if error.source.raw_os_error() == Some(libc::ENOENT) && attr.count == count => Ok(()),
+        Err(error) if error.cause.raw_os_error() == Some(libc::ENOENT) && attr.count == count => Ok(()),
         other => other.map(drop),
     }
 }
