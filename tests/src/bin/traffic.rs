@@ -21,6 +21,8 @@ struct Cli {
 enum Command {
     /// Sends datagrams
     UdpSend(UdpSend),
+    /// Sends datagrams from sockets of several cgroups in turn
+    UdpRound(UdpRound),
     /// Sends datagrams and waits for the echo of each
     UdpCall(UdpCall),
     /// Sends every datagram back
@@ -57,6 +59,18 @@ struct UdpSend {
     /// Wait for a line on stdin once the sockets are made
     #[arg(long)]
     wait: bool,
+}
+
+#[derive(Args)]
+struct UdpRound {
+    #[arg(long)]
+    to: SocketAddr,
+    /// Folders of the cgroups
+    #[arg(long, value_delimiter = ',')]
+    cgroups: Vec<std::path::PathBuf>,
+    /// Datagrams of all together
+    #[arg(long)]
+    count: usize,
 }
 
 #[derive(Args)]
@@ -112,6 +126,7 @@ const BUFFER: usize = 64 << 20;
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::UdpSend(send) => udp_send(send),
+        Command::UdpRound(round) => udp_round(&round),
         Command::UdpCall(call) => udp_call(&call),
         Command::UdpEcho(Bind { bind }) => udp_serve(bind, true),
         Command::UdpSink(Bind { bind }) => udp_serve(bind, false),
@@ -192,6 +207,22 @@ fn set_option(socket: &UdpSocket, level: libc::c_int, name: libc::c_int, value: 
     // SAFETY: these options take an int.
     let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len) };
     ensure!(done == 0, "socket option {name}: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+/// A socket belongs for good to the cgroup in which it was made.
+fn udp_round(round: &UdpRound) -> Result<()> {
+    let sockets = round.cgroups.iter().map(|cgroup| {
+        std::fs::write(cgroup.join("cgroup.procs"), "0").with_context(|| format!("enter {}", cgroup.display()))?;
+        socket_to(round.to)
+    });
+    let sockets = sockets.collect::<Result<Vec<_>>>()?;
+    for index in 0..round.count {
+        sockets[index % sockets.len()].send(&[0x3c; 400])?;
+        if index % 16 == 15 {
+            thread::sleep(Duration::from_micros(20));
+        }
+    }
     Ok(())
 }
 

@@ -1,0 +1,128 @@
+//! What the agent costs with many containers, and how fast it meters a new one.
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use guard_tests::{
+    agent::{Agent, Setup},
+    pods::Pods,
+};
+use serde::Serialize;
+
+use super::table;
+
+/// The time between two scrapes, as Prometheus is often set up.
+const SCRAPE: Duration = Duration::from_secs(15);
+
+#[derive(Serialize)]
+pub(crate) struct Row {
+    containers: u32,
+    cpu_percent_of_a_core: f64,
+    rss_mib: f64,
+    start_seconds: f64,
+    sample_micros: f64,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Report {
+    rows: Vec<Row>,
+    attached: u64,
+    attach_micros_mean: f64,
+    attach_within_10_ms: f64,
+}
+
+pub(crate) fn run(seconds: u64) -> Result<Report> {
+    let rows = [10, 250, 1000].into_iter().map(|containers| loaded(containers, seconds)).collect::<Result<Vec<_>>>()?;
+    let cells = |row: &Row| {
+        vec![
+            row.containers.to_string(),
+            format!("{:.2} %", row.cpu_percent_of_a_core),
+            format!("{:.1} MiB", row.rss_mib),
+            format!("{:.0} us", row.sample_micros),
+            format!("{:.2} s", row.start_seconds),
+        ]
+    };
+    table(&["containers", "CPU of a core", "RSS", "a sample", "start"], rows.iter().map(cells));
+    attach(rows)
+}
+
+/// The agent with a sample each second and a scrape each [`SCRAPE`].
+fn loaded(containers: u32, seconds: u64) -> Result<Row> {
+    let pods = Pods::new()?;
+    for n in 0..containers {
+        pods.container(n / 2, n % 2)?;
+    }
+    let setup = Setup::new(&pods, "")?;
+    let start = Instant::now();
+    let agent = setup.start()?;
+    let start_seconds = start.elapsed().as_secs_f64();
+    agent.get("/metrics")?;
+    thread::sleep(Duration::from_secs(2));
+    let sampled = |agent: &Agent| -> Result<(f64, f64)> {
+        let metrics = agent.metrics()?;
+        let of = |name: &str| metrics.0.get(name).copied().with_context(|| format!("no {name}"));
+        Ok((of("egress_guard_sample_seconds_sum")?, of("egress_guard_sample_seconds_count")?))
+    };
+    let before = sampled(&agent)?;
+    let (cpu, watched) = (cpu_nanos(agent.pid())?, Instant::now());
+    while watched.elapsed() < Duration::from_secs(seconds) {
+        thread::sleep(SCRAPE.min(Duration::from_secs(seconds).saturating_sub(watched.elapsed())));
+        agent.get("/metrics")?;
+    }
+    let (cpu, watched) = (cpu_nanos(agent.pid())? - cpu, watched.elapsed());
+    let after = sampled(&agent)?;
+    Ok(Row {
+        containers,
+        cpu_percent_of_a_core: 100.0 * cpu as f64 / watched.as_nanos() as f64,
+        rss_mib: rss_mib(agent.pid())?,
+        start_seconds,
+        sample_micros: 1e6 * (after.0 - before.0) / (after.1 - before.1),
+    })
+}
+
+/// New containers, one after the other, on a machine that does nothing else.
+fn attach(rows: Vec<Row>) -> Result<Report> {
+    let pods = Pods::new()?;
+    let setup = Setup::new(&pods, "")?;
+    let agent = setup.start()?;
+    for n in 0..300 {
+        pods.container(n, 1)?;
+        thread::sleep(Duration::from_millis(10));
+    }
+    let metrics = agent.metrics()?;
+    let of = |series: &str| metrics.0.get(&format!("egress_guard_attach_seconds{series}")).copied().unwrap_or(0.0);
+    let (count, within) = (of("_count"), of("_bucket{le=\"0.01\"}"));
+    let report = Report {
+        rows,
+        attached: count as u64,
+        attach_micros_mean: 1e6 * of("_sum") / count,
+        attach_within_10_ms: within / count,
+    };
+    println!(
+        "mkdir to attached: {} containers, mean {:.0} us, {:.1} % within 10 ms, {:.1} % within 4 ms",
+        report.attached,
+        report.attach_micros_mean,
+        100.0 * report.attach_within_10_ms,
+        100.0 * of("_bucket{le=\"0.004\"}") / count,
+    );
+    Ok(report)
+}
+
+/// Time on a CPU of all threads, in nanoseconds (`/proc/<pid>/task/<tid>/schedstat`).
+fn cpu_nanos(pid: u32) -> Result<u64> {
+    let mut sum = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let stat = fs::read_to_string(task?.path().join("schedstat"))?;
+        sum += stat.split(' ').next().context("no schedstat")?.parse::<u64>()?;
+    }
+    Ok(sum)
+}
+
+fn rss_mib(pid: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+}

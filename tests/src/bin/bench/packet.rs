@@ -1,0 +1,188 @@
+//! Nanoseconds per packet, by `BPF_PROG_TEST_RUN`.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use anyhow::{Context as _, Result, ensure};
+use guard_agent::kernel::{
+    object::{BENCH_OBJECT, Options, Parameters, Programs},
+    sys::{self, Hook, TestPacket},
+};
+use guard_common::{Class, Counters};
+use guard_tests::net::Wires;
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::{median, table};
+
+/// Runs of each program in a round.
+const REPEAT: u32 = 200_000;
+
+/// Slot that the meters of the benchmark charge.
+const SLOT: u32 = 7;
+
+#[derive(Serialize)]
+pub(crate) struct Row {
+    name: &'static str,
+    nanos: f64,
+    over_empty: f64,
+    of_hash: f64,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Report {
+    rows: Vec<Row>,
+    program_load_micros: f64,
+    program_jited_bytes: u32,
+    program_memlock_bytes: u64,
+}
+
+struct Variant {
+    name: &'static str,
+    program: OwnedFd,
+    frame: Vec<u8>,
+    times: Vec<f64>,
+}
+
+pub(crate) fn run(rounds: usize) -> Result<Report> {
+    // A test run borrows an interface of this namespace, and lo is not counted.
+    let wires = Wires::new()?;
+    enter(&wires)?;
+    let ifindex = std::fs::read_to_string("/proc/net/dev").ok().and_then(|_| ifindex("node0")).context("no node0")?;
+    let programs = Programs::load(Options { object: BENCH_OBJECT, slots: SLOT + 1, log: false, pins: None })?;
+    let (v4, v6) = (frame_v4([203, 0, 113, 2]), frame_v6());
+    let load = |name: &'static str, program: &str, cidrs: u8, hook, frame: &Vec<u8>| -> Result<Variant> {
+        let parameters = parameters(cidrs).with_slot(SLOT);
+        let program = programs.load_program(program, &parameters, hook)?;
+        Ok(Variant { name, program, frame: frame.clone(), times: vec![] })
+    };
+    let mut variants = [
+        load("empty program", "empty", 0, Hook::Egress, &v4)?,
+        load("meter, egress, IPv4, 4 CIDRs", "meter_egress", 4, Hook::Egress, &v4)?,
+        load("meter, egress, IPv6, 4 CIDRs", "meter_egress", 4, Hook::Egress, &v6)?,
+        load("meter, ingress, IPv4, 4 CIDRs", "meter_ingress", 4, Hook::Ingress, &v4)?,
+        load("meter, egress, IPv4, no CIDR", "meter_egress", 0, Hook::Egress, &v4)?,
+        load("meter, egress, IPv4, 16 CIDRs", "meter_egress", 16, Hook::Egress, &v4)?,
+        load("one program, slot in cgroup storage", "storage", 4, Hook::Egress, &v4)?,
+        load("per-CPU hash by cgroup id", "hash", 0, Hook::Egress, &v4)?,
+        load("two atomic counters (systemd)", "accounting", 0, Hook::Egress, &v4)?,
+    ];
+    let before = counted(&programs)?;
+    for _ in 0..rounds {
+        for variant in &mut variants {
+            let packet = TestPacket { frame: &variant.frame, ifindex, gso: None };
+            let (verdict, nanos) = sys::prog_test_run(variant.program.as_fd(), packet, REPEAT)?;
+            ensure!(verdict == 1, "{} does not let the packet pass", variant.name);
+            variant.times.push(f64::from(nanos));
+        }
+    }
+    // Five variants charge the slot for egress: had one returned early, its packets would be missing here.
+    let moved = counted(&programs)? - before;
+    let expected = 5 * rounds as u64 * u64::from(REPEAT);
+    ensure!(moved == expected, "the meters counted {moved} packets instead of {expected}");
+
+    let medians: Vec<f64> = variants.iter().map(|variant| median(variant.times.clone())).collect();
+    let (empty, hash) = (medians[0], medians[7]);
+    let rows = variants.iter().zip(&medians).map(|(variant, nanos)| Row {
+        name: variant.name,
+        nanos: *nanos,
+        over_empty: nanos - empty,
+        of_hash: (nanos - empty) / (hash - empty),
+    });
+    let rows: Vec<Row> = rows.collect();
+    let cells = |row: &Row| {
+        let figures = [format!("{:.0}", row.nanos), format!("{:.1}", row.over_empty), format!("{:.2}", row.of_hash)];
+        std::iter::once(row.name.to_owned()).chain(figures).collect()
+    };
+    table(&["ns per packet (median)", "ns", "over empty", "of hash's"], rows.iter().map(cells));
+    load_costs(&programs, rows)
+}
+
+/// What a meter's programs cost when they are loaded.
+fn load_costs(programs: &Programs, rows: Vec<Row>) -> Result<Report> {
+    let mut times = Vec::new();
+    let (mut jited, mut memlock) = (0, 0);
+    for slot in 0..50 {
+        let start = std::time::Instant::now();
+        let program = programs.load_program("meter_egress", &parameters(4).with_slot(slot % SLOT), Hook::Egress)?;
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+        jited = sys::prog_stats(program.as_fd())?.jited_len;
+        memlock = memlock_of(&program)?;
+    }
+    let micros = median(times);
+    println!("a meter's program: {micros:.0} us to load, {jited} bytes of machine code, {memlock} bytes of memory\n");
+    Ok(Report { rows, program_load_micros: micros, program_jited_bytes: jited, program_memlock_bytes: memlock })
+}
+
+fn memlock_of(program: &OwnedFd) -> Result<u64> {
+    use std::os::fd::AsRawFd as _;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd()))?;
+    let memlock = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+    Ok(memlock.context("no memlock")?.trim().parse()?)
+}
+
+fn parameters(cidrs: u8) -> Parameters {
+    let nets = (0..cidrs).flat_map(|i| [format!("10.{i}.0.0/16"), format!("fd{i:02x}::/16")]);
+    Parameters::new(&nets.filter_map(|net| net.parse::<IpNet>().ok()).collect::<Vec<_>>())
+}
+
+/// Egress packets that the slot counted as external.
+fn counted(programs: &Programs) -> Result<u64> {
+    let cpus = fs_possible_cpus()?;
+    let stride = size_of::<Counters>() * cpus;
+    let (slots, mut keys) = (SLOT + 1, vec![0; SLOT as usize + 1]);
+    let mut values = vec![0; stride * slots as usize];
+    sys::array_lookup_batch(programs.map("COUNTERS")?, slots, stride, &mut keys, &mut values)?;
+    let packets = std::mem::offset_of!(Counters, egress.tally.packets) + 8 * Class::External as usize;
+    let own = &values[SLOT as usize * stride..][..stride];
+    let cpus = own.chunks_exact(size_of::<Counters>()).filter_map(|cpu| cpu[packets..].first_chunk::<8>());
+    // The storage variant charges the node's slot, for a test run's storage is 0.
+    let node = values[..stride].chunks_exact(size_of::<Counters>()).filter_map(|cpu| cpu[packets..].first_chunk::<8>());
+    Ok(cpus.chain(node).map(|packets| u64::from_ne_bytes(*packets)).sum())
+}
+
+fn fs_possible_cpus() -> Result<usize> {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
+    let last = text.trim().rsplit(['-', ',']).next().context("no CPU")?;
+    Ok(last.parse::<usize>()? + 1)
+}
+
+#[expect(unsafe_code, reason = "setns(2), if_nametoindex(3)")]
+fn enter(wires: &Wires) -> Result<()> {
+    use std::os::fd::AsRawFd as _;
+    // SAFETY: a descriptor that is open.
+    let done = unsafe { libc::setns(wires.node.open()?.as_raw_fd(), libc::CLONE_NEWNET) };
+    ensure!(done == 0, "setns: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "if_nametoindex(3)")]
+fn ifindex(name: &str) -> Option<u32> {
+    let name = std::ffi::CString::new(name).ok()?;
+    // SAFETY: a C string.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    (index != 0).then_some(index)
+}
+
+/// A full-sized UDP packet behind an Ethernet header.
+fn frame_v4(to: [u8; 4]) -> Vec<u8> {
+    let mut frame = vec![0; 14 + 1500];
+    frame[12..14].copy_from_slice(&[0x08, 0x00]);
+    frame[14] = 0x45;
+    frame[14 + 2..14 + 4].copy_from_slice(&1500u16.to_be_bytes());
+    frame[14 + 9] = 17;
+    frame[14 + 12..14 + 16].copy_from_slice(&to);
+    frame[14 + 16..14 + 20].copy_from_slice(&to);
+    frame
+}
+
+fn frame_v6() -> Vec<u8> {
+    let mut frame = vec![0; 14 + 1500];
+    frame[12..14].copy_from_slice(&[0x86, 0xdd]);
+    frame[14] = 0x60;
+    frame[14 + 4..14 + 6].copy_from_slice(&1460u16.to_be_bytes());
+    frame[14 + 6] = 17;
+    for at in [14 + 8, 14 + 24] {
+        frame[at..at + 4].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
+    }
+    frame
+}
