@@ -118,6 +118,8 @@ async fn watch_node(guard: &mut Guard, mut events: CgroupEvents, interval: Durat
             _ = sample.tick() => guard.sample()?,
             _ = settle.tick(), if guard.is_draining() => guard.settle()?,
             _ = walk.tick() => guard.walk()?,
+            // When nothing else is to be done.
+            Some(slot) = std::future::ready(guard.missing_spare()) => guard.load_spare(slot)?,
         }
     }
 }

@@ -17,7 +17,10 @@ use crate::{
 /// `GET`s a path and returns the body.
 pub async fn get(socket: &Path, path: &str) -> Result<Bytes> {
     let stream = UnixStream::connect(socket).await.with_context(|| {
-        format!("no agent answers at {}: is `guard-agent run` up, with this --socket, and are you root?", socket.display())
+        format!(
+            "no agent answers at {}: is `guard-agent run` up, with this --socket, and are you root?",
+            socket.display()
+        )
     })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
@@ -46,7 +49,15 @@ pub fn table(containers: &[Container]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header([
-        "NAMESPACE", "POD", "CONTAINER", "EGRESS/s", "EXTERNAL", "CLUSTER", "PACKETS", "INGRESS/s", "INGRESS",
+        "NAMESPACE",
+        "POD",
+        "CONTAINER",
+        "EGRESS/s",
+        "EXTERNAL",
+        "CLUSTER",
+        "PACKETS",
+        "INGRESS/s",
+        "INGRESS",
     ]);
     for row in rows {
         let received = row.rates.ingress.cluster + row.rates.ingress.external;
@@ -94,7 +105,14 @@ mod tests {
 
     #[test]
     fn bytes_have_a_unit_that_fits() {
-        let cases = [(0.0, "0 B"), (999.0, "999 B"), (1000.0, "1.0 kB"), (999_960.0, "1.0 MB"), (1.25e9, "1.2 GB"), (7e15, "7000.0 TB")];
+        let cases = [
+            (0.0, "0 B"),
+            (999.0, "999 B"),
+            (1000.0, "1.0 kB"),
+            (999_960.0, "1.0 MB"),
+            (1.25e9, "1.2 GB"),
+            (7e15, "7000.0 TB"),
+        ];
         for (value, text) in cases {
             assert_eq!(bytes(value), text);
         }

@@ -218,9 +218,18 @@ mod tests {
     fn errors_name_file_line_and_key() {
         let many: Vec<String> = (0..17).map(|i| format!("10.{}.0.0/16", i * 2)).collect();
         let cases = [
-            ("destinations:\n  cluster: [10.0.0.0/33]\n", "config.yaml:2:13: destinations.cluster[0]: \"10.0.0.0/33\" is not a CIDR"),
-            ("destinations:\n  cluster: [10.0.0.1/8]\n", "config.yaml:2:13: destinations.cluster[0]: \"10.0.0.1/8\" is not a CIDR without host bits"),
-            ("destinations:\n  clutser: []\n", "config.yaml:2:3: destinations.clutser: unknown field `clutser`, expected"),
+            (
+                "destinations:\n  cluster: [10.0.0.0/33]\n",
+                "config.yaml:2:13: destinations.cluster[0]: \"10.0.0.0/33\" is not a CIDR",
+            ),
+            (
+                "destinations:\n  cluster: [10.0.0.1/8]\n",
+                "config.yaml:2:13: destinations.cluster[0]: \"10.0.0.1/8\" is not a CIDR without host bits",
+            ),
+            (
+                "destinations:\n  clutser: []\n",
+                "config.yaml:2:3: destinations.clutser: unknown field `clutser`, expected",
+            ),
             ("meters:\n  max: lots\n", "config.yaml:2:8: meters.max: \"lots\" is not a whole number from 1 to 65535"),
             ("meters:\n  max: 0\n", "config.yaml:2:8: meters.max: \"0\" is not a whole number"),
             ("meters:\n  max: [1]\n", "config.yaml:2:8: meters.max: expected a whole number"),
@@ -231,7 +240,10 @@ mod tests {
             ("policy: {}\n", "config.yaml:1:1: policy: unknown field `policy`, expected"),
             ("[]\n", "config.yaml:1:1: expected mapping"),
             ("meters: {max: 1}\nmeters: {max: 2}\n", "config.yaml:2:1: duplicate mapping key: meters"),
-            (&format!("destinations: {{cluster: [{}]}}", many.join(", ")), "config.yaml:1:25: destinations.cluster: 17 IPv4 CIDRs"),
+            (
+                &format!("destinations: {{cluster: [{}]}}", many.join(", ")),
+                "config.yaml:1:25: destinations.cluster: 17 IPv4 CIDRs",
+            ),
         ];
         for (text, expected) in cases {
             let error = parse(text).expect_err(text);

@@ -29,6 +29,9 @@ use crate::{
 /// period, some 10 ms.
 const GRACE: u64 = 1_000_000_000;
 
+/// For how many containers to come the programs are loaded ahead: as many as a node starts in a burst.
+const SPARE: usize = 16;
+
 /// What a slot's links are at.
 #[derive(Debug)]
 enum State {
@@ -195,7 +198,8 @@ impl Guard {
         self.find_pods_root()?;
         let found = self.watched.walk(self.pods_root_path());
         let there: HashSet<&str> = found.iter().map(|found| found.path.as_str()).collect();
-        let vanished: Vec<String> = self.by_path.keys().filter(|path| !there.contains(path.as_str())).cloned().collect();
+        let vanished: Vec<String> =
+            self.by_path.keys().filter(|path| !there.contains(path.as_str())).cloned().collect();
         for path in vanished {
             self.reconcile(&path, None)?;
         }
@@ -233,11 +237,8 @@ impl Guard {
     /// Gives a cgroup a meter.
     fn meter(&mut self, found: Found, dir: &File, cgroup_id: u64, made_at: Option<u64>) -> Result<(), MeterError> {
         let Found { path, extra } = found;
-        let identity = if extra {
-            identity::extra_container(&path)
-        } else {
-            identity::container(&path).unwrap_or_default()
-        };
+        let identity =
+            if extra { identity::extra_container(&path) } else { identity::container(&path).unwrap_or_default() };
         let labels = Labels::of(&identity, extra, &path);
         let since = clock::boottime();
         let owner = Owner { cgroup_id, path: path.clone(), extra, since, gone: None, identity, labels };
@@ -356,6 +357,16 @@ impl Guard {
         let watched = &self.watched;
         self.refused.retain(|id, path| watched.id(path) == Some(*id));
         Ok(())
+    }
+
+    /// A free slot whose programs are not loaded yet, among the next [`SPARE`].
+    pub fn missing_spare(&self) -> Option<Slot> {
+        self.ledger.free_slots().take(SPARE).find(|slot| !self.kernel.is_loaded(*slot))
+    }
+
+    /// Loads the programs of a free slot, so that the next container has its meter at once.
+    pub fn load_spare(&mut self, slot: Slot) -> Result<(), MeterError> {
+        self.kernel.load_programs(slot)
     }
 
     /// Reads all counters and publishes what they say.

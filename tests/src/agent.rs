@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::TcpListener,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -45,7 +46,7 @@ pub struct Agent {
 impl Setup {
     /// An agent for a tree of pods, with this configuration file.
     pub fn new(pods: &Pods, config: &str) -> Result<Self> {
-        let name = unique("egress-guard-test-");
+        let name = unique();
         let dir = std::env::temp_dir().join(&name);
         fs::create_dir_all(&dir)?;
         let bpffs = PathBuf::from("/sys/fs/bpf").join(&name);
@@ -88,7 +89,10 @@ impl Setup {
     pub fn start(&self) -> Result<Agent> {
         let log = self.dir.join("log");
         let file = fs::File::options().create(true).append(true).open(&log)?;
-        let child = Command::new(&self.binary).args(&self.arguments).stderr(file).stdin(Stdio::null()).spawn();
+        let mut command = Command::new(&self.binary);
+        command.args(&self.arguments).stderr(file).stdin(Stdio::null());
+        alone(&mut command);
+        let child = command.spawn();
         let child = child.with_context(|| format!("start {}", self.binary.display()))?;
         let mut agent = Agent { child, socket: self.dir.join("agent.sock"), port: self.port, log };
         eventually("the agent is ready", Duration::from_secs(20), || {
@@ -143,10 +147,26 @@ impl Metrics {
         self.labelled(container.label(), direction, class)
     }
 
+    /// What a container sent to external destinations.
+    pub fn external(&self, container: &Container) -> Wire {
+        self.container(container, "egress", "external")
+    }
+
+    /// Fails if a counter is smaller in `later`, or no longer there.
+    pub fn assert_not_above(&self, later: &Self) -> Result<()> {
+        for (series, was) in self.0.iter().filter(|(series, _)| series.contains("_total")) {
+            let now = later.0.get(series).with_context(|| format!("{series} is gone"))?;
+            ensure!(now >= was, "{series} went down from {was} to {now}");
+        }
+        Ok(())
+    }
+
     /// As [`Self::container`], by the label.
     pub fn labelled(&self, container: &str, direction: &str, class: &str) -> Wire {
         let sum = |unit: &str| {
-            let name = format!("egress_guard_container_{direction}_{unit}_total{{class=\"{class}\",container=\"{container}\",");
+            let name = format!(
+                "egress_guard_container_{direction}_{unit}_total{{class=\"{class}\",container=\"{container}\","
+            );
             self.0.iter().filter(|(series, _)| series.starts_with(&name)).map(|(_, value)| *value as u64).sum()
         };
         Wire { bytes: sum("bytes"), packets: sum("packets") }
@@ -189,9 +209,19 @@ impl Agent {
 
     /// What `guard-agent list --json` says.
     pub fn list(&self) -> Result<Vec<snapshot::Container>> {
-        let output = Command::new(sibling("guard-agent")?).args(["list", "--json", "--socket"]).arg(&self.socket).output()?;
+        Ok(serde_json::from_str(&self.run_list(&["--json"])?)?)
+    }
+
+    /// What `guard-agent list` shows.
+    pub fn table(&self) -> Result<String> {
+        self.run_list(&[])
+    }
+
+    fn run_list(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(sibling("guard-agent")?);
+        let output = command.arg("list").args(arguments).arg("--socket").arg(&self.socket).output()?;
         ensure!(output.status.success(), "list failed: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(serde_json::from_slice(&output.stdout)?)
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// Waits until a container has its meter.
@@ -244,6 +274,19 @@ impl Drop for Agent {
         if std::thread::panicking() {
             eprintln!("the agent's log:\n{}", self.log().unwrap_or_default());
         }
+    }
+}
+
+/// Keeps Ctrl-C of a terminal from the agent, and ends it with its parent.
+#[expect(unsafe_code, reason = "what runs between fork and exec")]
+fn alone(command: &mut Command) {
+    command.process_group(0);
+    // SAFETY: one system call with constants.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
     }
 }
 

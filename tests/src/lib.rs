@@ -2,6 +2,7 @@
 //! real agent. Everything that is made is removed when it is dropped.
 
 pub mod agent;
+pub mod leftovers;
 pub mod net;
 pub mod pods;
 pub mod process;
@@ -9,17 +10,12 @@ pub mod world;
 
 use std::{
     path::PathBuf,
-    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 
-/// A name that no other test on this machine has.
-pub fn unique(prefix: &str) -> String {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("{prefix}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
-}
+pub use leftovers::unique;
 
 /// A program of this project, built beside the one that runs.
 pub fn sibling(name: &str) -> Result<PathBuf> {

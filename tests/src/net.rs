@@ -83,8 +83,7 @@ impl Namespace {
         }
         let json = run(&format!("ip -n {} -j -s link show dev {}", self.name, self.device))?;
         let [Link { stats64: Stats { rx, tx } }] = serde_json::from_str::<[Link; 1]>(&json)?;
-        let wire =
-            |d: &Direction| Wire { bytes: d.bytes - ETHERNET_HEADER * d.packets, packets: d.packets };
+        let wire = |d: &Direction| Wire { bytes: d.bytes - ETHERNET_HEADER * d.packets, packets: d.packets };
         Ok(Interface { tx: wire(&tx), rx: wire(&rx), dropped: rx.dropped + tx.dropped })
     }
 
@@ -98,8 +97,7 @@ impl Namespace {
     }
 }
 
-/// Both ends of the wire. The first end's addresses are 10.N.0.1 and fd00:N::1, the others' end in 2; the second end
-/// also has addresses outside the cluster's CIDRs.
+/// Both ends of the wire, each with addresses inside and outside the default CIDRs of the cluster.
 #[derive(Debug)]
 pub struct Wires {
     /// Where the containers are.
@@ -127,7 +125,7 @@ impl Wires {
     /// Makes the namespaces and the wire, with segmentation offload off (so that the interfaces count packets as they
     /// are on a wire) and static neighbours (so that nothing else is on it).
     pub fn new() -> Result<Self> {
-        let end = |device: &str| Namespace { name: unique("eg"), device: device.into() };
+        let end = |device: &str| Namespace { name: unique(), device: device.into() };
         let wires = Self { node: end("node0"), world: end("world0") };
         let (node, world) = (&wires.node.name, &wires.world.name);
         run(&format!("ip netns add {node}"))?;
@@ -142,7 +140,9 @@ impl Wires {
         run(&format!(
             "ip -n {node} link add node0 address {NODE_MAC} type veth peer name world0 address {WORLD_MAC} netns {world}"
         ))?;
-        for (end, own, peers, peer_mac) in [(&wires.node, NODE, WORLD, WORLD_MAC), (&wires.world, WORLD, NODE, NODE_MAC)] {
+        for (end, own, peers, peer_mac) in
+            [(&wires.node, NODE, WORLD, WORLD_MAC), (&wires.world, WORLD, NODE, NODE_MAC)]
+        {
             let Namespace { name, device } = end;
             run(&format!("ip netns exec {name} ethtool -K {device} tso off gso off gro off tx-udp-segmentation off"))?;
             run(&format!("ip -n {name} link set {device} multicast off arp off up"))?;

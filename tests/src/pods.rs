@@ -38,7 +38,7 @@ pub fn uid(pod: u32) -> String {
 impl Pods {
     /// Makes an empty tree.
     pub fn new() -> Result<Self> {
-        let base = hierarchy::cgroup_root(None)?.join(unique("egress-guard-test-"));
+        let base = hierarchy::cgroup_root(None)?.join(unique());
         let root = base.join("kubepods.slice");
         fs::create_dir_all(&root).with_context(|| format!("make {}", root.display()))?;
         Ok(Self { base, root })
@@ -100,7 +100,7 @@ impl Drop for Pods {
     }
 }
 
-fn remove_tree(dir: &Path) -> Result<()> {
+pub(crate) fn remove_tree(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {

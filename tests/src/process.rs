@@ -20,7 +20,7 @@ pub struct Traffic {
 }
 
 /// How long a generator may take at most.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 impl Traffic {
     /// Starts the generator in a namespace, and in a container if there is one. It is in both before its first
@@ -99,9 +99,10 @@ pub fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
     })
 }
 
-/// Makes a command start in a namespace and a cgroup.
+/// Makes a command start in a namespace and a cgroup, out of a terminal's reach: Ctrl-C is for the parent to handle.
 #[expect(unsafe_code, reason = "what runs between fork and exec")]
 fn enter(command: &mut Command, namespace: File, procs: Option<File>) {
+    command.process_group(0);
     // SAFETY: only system calls on descriptors that were opened before, which is all that may be done there.
     unsafe {
         command.pre_exec(move || {
@@ -110,6 +111,8 @@ fn enter(command: &mut Command, namespace: File, procs: Option<File>) {
             {
                 return Err(std::io::Error::last_os_error());
             }
+            // A test that is killed takes its processes along.
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             if libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) != 0 {
                 return Err(std::io::Error::last_os_error());
             }

@@ -4,8 +4,9 @@ use anyhow::{Result, ensure};
 
 use crate::{
     agent::{Agent, Metrics, Setup},
-    net::{Interface, Wire, Wires},
+    net::{EXTERNAL_V4, Interface, Wire, Wires},
     pods::{Container, Pods},
+    process::Traffic,
     require_root,
 };
 
@@ -25,11 +26,16 @@ pub struct World {
 /// A quick sampler.
 pub const CONFIG: &str = "sample: {interval: 100ms}\n";
 
+/// IPv4's and UDP's.
+pub const HEADERS: u64 = 28;
+
 /// What a container's meter and the wire said at one time.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading {
-    metered: Interface,
-    wire: Interface,
+    /// What the containers' series say together.
+    pub metered: Interface,
+    /// What the interface says.
+    pub wire: Interface,
 }
 
 impl World {
@@ -58,6 +64,18 @@ impl World {
         Ok(container)
     }
 
+    /// Takes what [`Self::send`] sends.
+    pub fn sink(&self) -> Result<Traffic> {
+        Traffic::serve(&self.wires.world, None, &format!("udp-sink --bind {EXTERNAL_V4}:9100"))
+    }
+
+    /// Sends datagrams no larger than the MTU from a container; returns what they are on the wire.
+    pub fn send(&self, container: &Container, size: u64, count: u64) -> Result<Wire> {
+        let send = format!("udp-send --to {EXTERNAL_V4}:9100 --sizes {size} --count {count}");
+        Traffic::run(&self.wires.node, Some(container), &send)?;
+        Ok(Wire { bytes: count * (size + HEADERS), packets: count })
+    }
+
     /// Reads the wire and these containers' series, once nothing moves any more.
     pub fn read(&self, containers: &[&Container]) -> Result<Reading> {
         self.wires.quiet()?;
@@ -80,9 +98,9 @@ impl World {
 /// What the containers' series say together.
 fn metered(metrics: &Metrics, containers: &[&Container]) -> Interface {
     let sum = |direction: &str| {
-        let each = containers.iter().flat_map(|container| {
-            ["cluster", "external"].map(|class| metrics.container(container, direction, class))
-        });
+        let each = containers
+            .iter()
+            .flat_map(|container| ["cluster", "external"].map(|class| metrics.container(container, direction, class)));
         each.fold(Wire::default(), |a, b| Wire { bytes: a.bytes + b.bytes, packets: a.packets + b.packets })
     };
     Interface { tx: sum("egress"), rx: sum("ingress"), dropped: 0 }

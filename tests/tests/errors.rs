@@ -69,7 +69,7 @@ fn no_bpffs_and_none_can_be_mounted() -> Result<()> {
 #[test]
 fn bpffs_is_mounted_where_it_is_not() -> Result<()> {
     let (mut setup, _pods) = setup(CONFIG)?;
-    setup.bpffs = std::env::temp_dir().join(guard_tests::unique("egress-guard-bpffs-"));
+    setup.bpffs = std::env::temp_dir().join(guard_tests::unique());
     setup.set("--bpffs", setup.bpffs.display().to_string());
     let agent = setup.start()?;
     ensure!(setup.bpffs.join("v1/COUNTERS").exists(), "no pins");
@@ -110,7 +110,7 @@ fn port_in_use() -> Result<()> {
 fn pins_or_socket_of_a_running_agent() -> Result<()> {
     let world = World::new(CONFIG)?;
     let (mut other, _pods) = setup(CONFIG)?;
-    let own = std::env::temp_dir().join(guard_tests::unique("egress-guard-socket-"));
+    let own = std::env::temp_dir().join(guard_tests::unique());
     other.set("--socket", world.agent().socket().display().to_string());
     fails(&other, nothing, &["--socket", "another agent answers there"])?;
     other.set("--socket", own.display().to_string());
@@ -123,7 +123,10 @@ fn pins_or_socket_of_a_running_agent() -> Result<()> {
 #[test]
 fn a_config_file_that_is_wrong() -> Result<()> {
     let cases = [
-        ("destinations:\n  cluster: [10.0.0.0/40]\n", &[":2:13: destinations.cluster[0]: \"10.0.0.0/40\" is not a CIDR"][..]),
+        (
+            "destinations:\n  cluster: [10.0.0.0/40]\n",
+            &[":2:13: destinations.cluster[0]: \"10.0.0.0/40\" is not a CIDR"][..],
+        ),
         ("meters:\n  maximum: 4\n", &[":2:3: meters.maximum: unknown field `maximum`", "extra, max"]),
         ("meters:\n  max: many\n", &[":2:8: meters.max: \"many\" is not a whole number from 1 to 65535"]),
         ("sample:\n  interval: [1s]\n", &[":2:13: sample.interval: expected a duration"]),
@@ -140,7 +143,8 @@ fn a_config_file_that_is_wrong() -> Result<()> {
 
 #[test]
 fn list_without_an_agent() -> Result<()> {
-    let output = Command::new(guard_tests::sibling("guard-agent")?).args(["list", "--socket", "/nowhere.sock"]).output()?;
+    let output =
+        Command::new(guard_tests::sibling("guard-agent")?).args(["list", "--socket", "/nowhere.sock"]).output()?;
     let said = String::from_utf8(output.stderr)?;
     ensure!(!output.status.success() && said.lines().count() == 1, "{said}");
     ensure!(said.contains("no agent answers at /nowhere.sock: is `guard-agent run` up"), "{said}");

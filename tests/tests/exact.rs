@@ -109,7 +109,8 @@ fn many_threads_on_all_cpus_while_softirqs_send_as_well() -> Result<()> {
     let outside = &world.wires.world;
     let _echo = Traffic::serve(outside, None, &format!("udp-echo --bind {}", at(EXTERNAL_V4, 9003)))?;
     let _sink = Traffic::serve(outside, None, &format!("udp-sink --bind {}", at(CLUSTER_V6, 9004)))?;
-    let _answers = Traffic::serve(&world.wires.node, Some(&container), &format!("udp-echo --bind {}", at(NODE[0], 9006)))?;
+    let _answers =
+        Traffic::serve(&world.wires.node, Some(&container), &format!("udp-echo --bind {}", at(NODE[0], 9006)))?;
     let before = world.read(&[&container])?;
     let sink = format!("tcp-sink --bind {} --bytes 5000000 --connections {threads}", at(CLUSTER_V4, 9005));
     let sink = Traffic::serve(outside, None, &sink)?;
@@ -167,7 +168,8 @@ fn a_cgroup_two_levels_inside_the_container_is_charged_to_it() -> Result<()> {
 
 #[test]
 fn destination_classes_are_split_exactly() -> Result<()> {
-    let world = World::new("sample: {interval: 100ms}\ndestinations: {cluster: [10.77.0.0/24, fd00::/8, 198.18.0.0/15]}\n")?;
+    let world =
+        World::new("sample: {interval: 100ms}\ndestinations: {cluster: [10.77.0.0/24, fd00::/8, 198.18.0.0/15]}\n")?;
     let container = world.container(1, 1)?;
     let cases = [
         (CLUSTER_V4, "cluster", 100usize, 7u64),
@@ -175,8 +177,9 @@ fn destination_classes_are_split_exactly() -> Result<()> {
         (CLUSTER_V6, "cluster", 300, 13),
         (EXTERNAL_V6, "external", 400, 17),
     ];
-    let _echoes = cases
-        .map(|(address, ..)| Traffic::serve(&world.wires.world, None, &format!("udp-echo --bind {}", at(address, 9010))));
+    let _echoes = cases.map(|(address, ..)| {
+        Traffic::serve(&world.wires.world, None, &format!("udp-echo --bind {}", at(address, 9010)))
+    });
     world.wires.quiet()?;
     for (address, _, size, count) in cases {
         let call = format!("udp-call --to {} --size {size} --count {count}", at(address, 9010));
@@ -220,7 +223,7 @@ fn what_the_kernel_sends_without_a_socket_is_not_charged() -> Result<()> {
     Ok(())
 }
 
-/// The side that closes first answers the other's FIN from TIME_WAIT, without a socket.
+/// The side that closes first answers the other's FIN from `TIME_WAIT`, without a socket.
 #[test]
 fn the_last_ack_of_the_side_that_closes_first_is_not_charged() -> Result<()> {
     const CONNECTIONS: u64 = 5;
@@ -230,7 +233,8 @@ fn the_last_ack_of_the_side_that_closes_first_is_not_charged() -> Result<()> {
     let sink = Traffic::serve(&world.wires.world, None, &sink)?;
     world.wires.quiet()?;
     let wire = world.wires.node.interface()?;
-    let send = format!("tcp-send --to {} --bytes 1000 --connections {CONNECTIONS} --close-first", at(EXTERNAL_V4, 9013));
+    let send =
+        format!("tcp-send --to {} --bytes 1000 --connections {CONNECTIONS} --close-first", at(EXTERNAL_V4, 9013));
     Traffic::run(&world.wires.node, Some(&container), &send)?;
     sink.finish()?;
     world.wires.quiet()?;

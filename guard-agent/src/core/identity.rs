@@ -29,8 +29,8 @@ const SHORT_ID: usize = 12;
 
 /// The container of a cgroup beneath the pods' root, from its path relative to that root (no leading slash).
 ///
-/// Both of kubelet's layouts are known, in all QoS classes: `[<qos>/]<..>pod<uid>[.slice]/<container>`. `None`: a QoS
-/// class, a pod, a cgroup within a container, conmon, or something else that is no container.
+/// Both of kubelet's layouts are known, in all classes of service: `[<qos>/]<..>pod<uid>[.slice]/<container>`. `None`:
+/// a class of service, a pod, a cgroup within a container, conmon, or something else that is no container.
 pub fn pod_container(path: &str) -> Option<Identity> {
     let mut above = path.rsplit('/').skip(2);
     let qos = above.next();
@@ -111,8 +111,10 @@ mod tests {
             (format!("burstable/pod{UID}/{ID}"), ""),
             (format!("besteffort/pod{UID}/crio-{ID}"), "crio"),
             (
-                format!("kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{}.slice/cri-containerd-{ID}.scope",
-                    UID.replace('-', "_")),
+                format!(
+                    "kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-pod{}.slice/cri-containerd-{ID}.scope",
+                    UID.replace('-', "_")
+                ),
                 "cri-containerd",
             ),
         ];
@@ -124,7 +126,9 @@ mod tests {
 
     #[test]
     fn a_static_pod_has_a_hash_for_its_uid() {
-        let found = pod_container(&format!("kubepods-burstable.slice/kubepods-burstable-pod7d8a9f0b1c2d3e4f5a6b7c8d9e0f1a2b.slice/cri-containerd-{ID}.scope"));
+        let found = pod_container(&format!(
+            "kubepods-burstable.slice/kubepods-burstable-pod7d8a9f0b1c2d3e4f5a6b7c8d9e0f1a2b.slice/cri-containerd-{ID}.scope"
+        ));
         assert_eq!(found.map(|f| f.pod_uid), Some("7d8a9f0b1c2d3e4f5a6b7c8d9e0f1a2b".into()));
     }
 

@@ -102,6 +102,10 @@ impl Ledger {
     }
 
     /// Takes over the records and counts that an earlier agent left. Returns the records that have to be written.
+    ///
+    /// # Panics
+    ///
+    /// If there are not as many records as slots.
     pub fn restore(&mut self, records: Vec<Record>, raw: &[Totals], now: u64) -> Vec<Slot> {
         assert_eq!(records.len(), self.records.len(), "the pinned records fit the books");
         self.raw.copy_from_slice(raw);
@@ -159,9 +163,15 @@ impl Ledger {
         Some(Assignment { slot, changed })
     }
 
+    /// The free slots, in the order in which they are given away.
+    pub fn free_slots(&self) -> impl Iterator<Item = Slot> {
+        let meters = self.records.iter().enumerate().skip(1);
+        meters.filter(|(_, record)| record.owner.is_none()).map(|(index, _)| Slot(index as u32))
+    }
+
     fn pick(&self) -> Option<usize> {
         let meters = || self.records.iter().enumerate().skip(1);
-        let free = meters().find(|(_, record)| record.owner.is_none()).map(|(index, _)| index);
+        let free = self.free_slots().next().map(|slot| slot.0 as usize);
         free.or_else(|| {
             let gone = meters().filter_map(|(index, record)| Some((record.owner.as_ref()?.gone?, index)));
             gone.min().map(|(_, index)| index)
@@ -205,7 +215,9 @@ impl Ledger {
         let slots: Vec<usize> =
             self.series.values().filter(|series| over(series)).flat_map(|series| series.slots.clone()).collect();
         self.series.retain(|_, series| !over(series));
-        slots.iter().for_each(|&index| self.free(index));
+        for &index in &slots {
+            self.free(index);
+        }
         slots.into_iter().map(|index| Slot(index as u32)).collect()
     }
 

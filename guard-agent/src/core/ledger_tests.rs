@@ -46,7 +46,7 @@ fn a_restarted_container_adds_to_its_series_also_across_an_agents_death() {
         ledger.gone(first, sent(50), 1);
         let second = assign(&mut ledger, owner(11, "a", true));
         let mut raw = ledger.raw.clone();
-        raw[second.0 as usize] = raw[second.0 as usize] + sent(5);
+        raw[second.0 as usize] += sent(5);
         ledger.sample(&raw, 2);
         assert_eq!(total(&ledger, "a"), Some(55), "{meters} meters");
         assert_eq!(total(&restart(&ledger, 3), "a"), Some(55), "{meters} meters, after a restart");
@@ -68,7 +68,8 @@ fn a_slot_taken_from_a_series_that_lives_on_takes_nothing_from_it() {
 
     // An agent that dies between the two writes must not count the absorbed container twice.
     let mut half = ledger.records.clone();
-    half[first.0 as usize] = Record { owner: Some(Owner { gone: Some(2), ..owner(10, "a", false) }), ..Record::default() };
+    half[first.0 as usize] =
+        Record { owner: Some(Owner { gone: Some(2), ..owner(10, "a", false) }), ..Record::default() };
     let mut again = Ledger::new(2);
     assert_eq!(again.restore(half, &ledger.raw, 3), vec![first]);
     assert_eq!(total(&again, "a"), Some(30));

@@ -32,7 +32,8 @@ pub struct Rates {
 
 impl From<Tally> for PerClass<Traffic> {
     fn from(tally: Tally) -> Self {
-        let traffic = |class: Class| Traffic { bytes: tally.bytes[class as usize], packets: tally.packets[class as usize] };
+        let traffic =
+            |class: Class| Traffic { bytes: tally.bytes[class as usize], packets: tally.packets[class as usize] };
         Self { cluster: traffic(Class::Cluster), external: traffic(Class::External) }
     }
 }

@@ -189,15 +189,24 @@ impl Meters {
         Ok(Hook::ALL.into_iter().try_for_each(|hook| self.pins.unpin_link(slot, hook))?)
     }
 
-    fn program(&mut self, slot: Slot, hook: Hook) -> Result<std::os::fd::BorrowedFd<'_>, MeterError> {
-        let index = slot.0 as usize;
-        if self.loaded[index].is_none() {
+    /// Whether a slot's programs are loaded.
+    pub fn is_loaded(&self, slot: Slot) -> bool {
+        self.loaded[slot.0 as usize].is_some()
+    }
+
+    /// Loads a slot's programs, if they are not yet: what takes longest of making a meter.
+    pub fn load_programs(&mut self, slot: Slot) -> Result<(), MeterError> {
+        if !self.is_loaded(slot) {
             let parameters = self.parameters.clone().with_slot(slot.0);
-            let [egress, ingress] =
-                Hook::ALL.map(|hook| self.programs.load_program(hook.program(), &parameters, hook));
-            self.loaded[index] = Some([egress?, ingress?]);
+            let [egress, ingress] = Hook::ALL.map(|hook| self.programs.load_program(hook.program(), &parameters, hook));
+            self.loaded[slot.0 as usize] = Some([egress?, ingress?]);
         }
-        let programs = self.loaded[index].as_ref().map(|[egress, ingress]| match hook {
+        Ok(())
+    }
+
+    fn program(&mut self, slot: Slot, hook: Hook) -> Result<std::os::fd::BorrowedFd<'_>, MeterError> {
+        self.load_programs(slot)?;
+        let programs = self.loaded[slot.0 as usize].as_ref().map(|[egress, ingress]| match hook {
             Hook::Egress => egress.as_fd(),
             Hook::Ingress => ingress.as_fd(),
         });
@@ -257,7 +266,8 @@ impl Meters {
         let mut sums = [ProgStats::default(); 2];
         for programs in self.loaded.iter().flatten() {
             for (sum, program) in sums.iter_mut().zip(programs) {
-                let stats = sys::prog_stats(program.as_fd()).map_err(bpf_error("cannot read a program's statistics"))?;
+                let stats =
+                    sys::prog_stats(program.as_fd()).map_err(bpf_error("cannot read a program's statistics"))?;
                 sum.runs += stats.runs;
                 sum.run_nanos += stats.run_nanos;
             }

@@ -82,7 +82,8 @@ impl Programs {
 
     /// Loads a copy of a cgroup program with these parameters.
     pub fn load_program(&self, name: &str, parameters: &Parameters, hook: Hook) -> Result<OwnedFd, ObjectError> {
-        let program = self.object.programs.get(name).ok_or_else(|| ObjectError::Object(format!("no program {name}")))?;
+        let program =
+            self.object.programs.get(name).ok_or_else(|| ObjectError::Object(format!("no program {name}")))?;
         let function = self.object.functions.get(&program.function_key());
         let function = function.ok_or_else(|| ObjectError::Object(format!("no code for program {name}")))?;
         let mut instructions = function.instructions.clone();

@@ -155,8 +155,11 @@ impl Pins {
     pub fn pin_link(&self, slot: Slot, hook: Hook, link: &OwnedFd) -> Result<(), PinError> {
         self.unpin_link(slot, hook)?;
         let path = self.link_path(slot, hook);
-        sys::obj_pin(link.as_fd(), &c_path(&path))
-            .map_err(|cause| PinError::Bpf { what: "pin the link at", path, cause })
+        sys::obj_pin(link.as_fd(), &c_path(&path)).map_err(|cause| PinError::Bpf {
+            what: "pin the link at",
+            path,
+            cause,
+        })
     }
 
     /// Opens a pinned link. `None`: there is none.

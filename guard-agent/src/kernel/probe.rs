@@ -14,7 +14,9 @@ pub enum ProbeError {
     #[error("not allowed to load eBPF programs: run as root (missing capabilities: {0})")]
     NotPrivileged(String),
     /// The kernel is too old, or built without it.
-    #[error("this kernel has no {feature} (in every kernel from {since} on): {cause}. Egress Guard needs kernel 5.15 or newer, built with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF")]
+    #[error(
+        "this kernel has no {feature} (in every kernel from {since} on): {cause}. Egress Guard needs kernel 5.15 or newer, built with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF"
+    )]
     Missing {
         /// What is missing.
         feature: &'static str,

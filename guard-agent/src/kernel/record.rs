@@ -41,7 +41,8 @@ pub fn decode(pinned: &MeterRecord) -> Record {
     let path = path.get(..*path_len as usize).map(String::from_utf8_lossy).unwrap_or_default();
     let extra = *extra != 0;
     let owner = (*cgroup_id != 0).then(|| {
-        let identity = if extra { identity::extra_container(&path) } else { identity::container(&path).unwrap_or_default() };
+        let identity =
+            if extra { identity::extra_container(&path) } else { identity::container(&path).unwrap_or_default() };
         let labels = Labels::of(&identity, extra, &path);
         let gone = (*gone != 0).then_some(*gone);
         Owner { cgroup_id: *cgroup_id, path: path.into_owned(), extra, since: *since, gone, identity, labels }
@@ -56,7 +57,8 @@ mod tests {
     use super::*;
 
     fn record(path: &str, extra: bool) -> Record {
-        let identity = if extra { identity::extra_container(path) } else { identity::container(path).unwrap_or_default() };
+        let identity =
+            if extra { identity::extra_container(path) } else { identity::container(path).unwrap_or_default() };
         let labels = Labels::of(&identity, extra, path);
         let (base, carry, foreign) = (totals(1), totals(2), totals(3));
         let owner = Owner { cgroup_id: 77, path: path.into(), extra, since: 5, gone: Some(9), identity, labels };

@@ -15,10 +15,14 @@ const USUAL_MOUNT: &str = "/sys/fs/cgroup";
 #[derive(Debug, thiserror::Error)]
 pub enum HierarchyError {
     /// Nothing of type cgroup2 is mounted.
-    #[error("no cgroup v2 hierarchy is mounted (none in /proc/self/mountinfo). Egress Guard needs cgroup v2: boot with systemd.unified_cgroup_hierarchy=1, or mount it (mount -t cgroup2 none /sys/fs/cgroup/unified) and pass --cgroup-root")]
+    #[error(
+        "no cgroup v2 hierarchy is mounted (none in /proc/self/mountinfo). Egress Guard needs cgroup v2: boot with systemd.unified_cgroup_hierarchy=1, or mount it (mount -t cgroup2 none /sys/fs/cgroup/unified) and pass --cgroup-root"
+    )]
     NotMounted,
     /// The given folder is something else.
-    #[error("--cgroup-root {0} is not the root of a cgroup v2 hierarchy: {1}. Leave the flag out to use the one in /proc/self/mountinfo")]
+    #[error(
+        "--cgroup-root {0} is not the root of a cgroup v2 hierarchy: {1}. Leave the flag out to use the one in /proc/self/mountinfo"
+    )]
     NotCgroup2(PathBuf, String),
     /// The mounts cannot be read.
     #[error("cannot read /proc/self/mountinfo: {0}")]

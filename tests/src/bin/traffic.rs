@@ -170,7 +170,7 @@ fn udp_send_thread(send: &UdpSend) -> Result<()> {
     }
     let payload = vec![0xa5; send.sizes.iter().copied().max().unwrap_or(0)];
     let start = Instant::now();
-    let mut sent = 0;
+    let mut bytes = 0;
     for (index, size) in send.sizes.iter().cycle().enumerate() {
         let over = match send.seconds {
             Some(seconds) => start.elapsed().as_secs_f64() >= seconds,
@@ -182,13 +182,16 @@ fn udp_send_thread(send: &UdpSend) -> Result<()> {
         let socket = &sockets[index % sockets.len()];
         // A full queue is waited for, never skipped: what was asked for is sent.
         while let Err(error) = socket.send(&payload[..*size]) {
-            ensure!(error.raw_os_error() == Some(libc::ENOBUFS) || error.kind() == std::io::ErrorKind::ConnectionRefused, "send: {error}");
+            ensure!(
+                error.raw_os_error() == Some(libc::ENOBUFS) || error.kind() == std::io::ErrorKind::ConnectionRefused,
+                "send: {error}"
+            );
             thread::sleep(Duration::from_micros(100));
         }
-        sent += *size as u64;
+        bytes += *size as u64;
         match send.rate {
             Some(rate) => {
-                let due = Duration::from_secs_f64(sent as f64 / rate as f64);
+                let due = Duration::from_secs_f64(bytes as f64 / rate as f64);
                 thread::sleep(due.saturating_sub(start.elapsed()));
             }
             // The receiver's side of a veth pair has a short queue.
