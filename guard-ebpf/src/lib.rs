@@ -11,5 +11,5 @@ pub mod atomic;
 pub mod cgroup;
 pub mod maps;
 pub mod meter;
-pub mod packet;
+mod packet;
 mod parameter;

@@ -6,7 +6,10 @@
 use core::{ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_load_bytes};
-use guard_common::{Class, parameter::{MASK, NET, V4_LEN, V6_LEN, v4, v6}};
+use guard_common::{
+    Class,
+    parameter::{MASK, NET, V4_LEN, V6_LEN, v4, v6},
+};
 
 use crate::{meter::Direction, parameter};
 
@@ -36,7 +39,7 @@ const LEAST_FRAGMENT: u32 = 1200;
 ///
 /// A packet that is neither IPv4 nor IPv6, or too short to say, is external: the guard never looks away.
 #[inline(always)]
-pub fn class(skb: *const __sk_buff, direction: Direction) -> Class {
+pub(crate) fn class(skb: *const __sk_buff, direction: Direction) -> Class {
     // SAFETY: the context of a cgroup_skb program; the verifier checks each access against data_end.
     unsafe {
         let data = (*skb).data as usize;
@@ -99,7 +102,7 @@ fn class_v6(high: u64, low: u64) -> Class {
 
 /// Bytes (from the IP header on) and packets that this packet is on the wire.
 #[inline(always)]
-pub fn wire(skb: *const __sk_buff, direction: Direction) -> (u64, u64) {
+pub(crate) fn wire(skb: *const __sk_buff, direction: Direction) -> (u64, u64) {
     // SAFETY: the context of a cgroup_skb program.
     let (len, gso_size, linear) =
         unsafe { ((*skb).len, (*skb).gso_size, ((*skb).data_end as usize - (*skb).data as usize) as u32) };
@@ -181,11 +184,12 @@ fn headers(skb: *const __sk_buff) -> (u32, u32) {
 fn fragmented(skb: *const __sk_buff, len: u32, linear: u32) -> u64 {
     let first = load::<u8>(skb, 0).unwrap_or(0);
     let v4 = first >> 4 == 4;
-    let (header, per_fragment) = if v4 { (u32::from(first & 0xf) * 4, 0) } else { (IPV6_HEADER as u32, FRAGMENT_HEADER) };
+    let (header, per_fragment) =
+        if v4 { (u32::from(first & 0xf) * 4, 0) } else { (IPV6_HEADER as u32, FRAGMENT_HEADER) };
     let protocol = load::<u8>(skb, if v4 { 9 } else { 6 }).unwrap_or(0);
     let payload = linear - header;
     // TCP never gets here longer than the MTU. All fragments but the last carry a multiple of 8 bytes.
-    if !matches!(protocol, IPPROTO_ICMP | IPPROTO_UDP | IPPROTO_ICMPV6) || payload == 0 || payload % 8 != 0 {
+    if !matches!(protocol, IPPROTO_ICMP | IPPROTO_UDP | IPPROTO_ICMPV6) || payload == 0 || !payload.is_multiple_of(8) {
         return pack(len, 1);
     }
     let count = (len - header).div_ceil(payload);

@@ -6,6 +6,7 @@ pub mod leftovers;
 pub mod net;
 pub mod pods;
 pub mod process;
+pub mod statistics;
 pub mod world;
 
 use std::{

@@ -2,10 +2,11 @@
 
 use std::fmt::Write as _;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use guard_tests::{
-    net::{CLUSTER_V4, CLUSTER_V6, EXTERNAL_V4, EXTERNAL_V6, NODE, Wire},
+    net::{CLUSTER_V4, CLUSTER_V6, EXTERNAL_V4, EXTERNAL_V6, NODE, Wire, run},
     process::Traffic,
+    statistics::Statistics,
     world::{CONFIG, World},
 };
 
@@ -98,6 +99,28 @@ fn tcp_bulk_with_segmentation_offload_both_ways() -> Result<()> {
         let wire = world.assert_exact(before, &[&container])?;
         ensure!(wire.rx.bytes > BYTES as u64, "{wire:?}");
     }
+    Ok(())
+}
+
+/// With BIG TCP an IPv6 super-packet over 64 KiB has a header inside the host that is not on the wire.
+#[test]
+fn tcp_super_packets_over_64_kib() -> Result<()> {
+    const BYTES: usize = 200_000_000;
+    let world = World::new(CONFIG)?;
+    let container = world.container(1, 1)?;
+    run(&format!("ip -n {} link set node0 gso_max_size 190000", world.wires.node.name))?;
+    let before = world.read(&[&container])?;
+    let _statistics = Statistics::on()?;
+    let sink = format!("tcp-sink --bind {} --bytes {BYTES}", at(EXTERNAL_V6, 9014));
+    let sink = Traffic::serve(&world.wires.world, None, &sink)?;
+    let send = format!("tcp-send --to {} --bytes {BYTES} --write 1000000", at(EXTERNAL_V6, 9014));
+    Traffic::run(&world.wires.node, Some(&container), &send)?;
+    sink.finish()?;
+    let wire = world.assert_exact(before, &[&container])?;
+    let runs = world.agent().metrics()?.get("egress_guard_program_runs_total{program=\"egress\"}");
+    // The container's program and the node's ran for each super-packet.
+    let super_packets = runs.context("no statistics")? / 2;
+    ensure!(wire.tx.bytes / super_packets > 65_536, "{super_packets} runs for {wire:?} are not those of BIG TCP");
     Ok(())
 }
 

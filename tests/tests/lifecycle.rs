@@ -14,6 +14,7 @@ use guard_tests::{
     net::{EXTERNAL_V4, Wire},
     pods::Container,
     process::Traffic,
+    statistics::Statistics,
     world::{CONFIG, HEADERS, World},
 };
 
@@ -241,22 +242,15 @@ fn what_an_overflowing_ring_lost_is_found_by_a_walk() -> Result<()> {
     Ok(())
 }
 
-/// Counted while the kernel keeps statistics of all programs; another user of them is left alone.
 #[test]
 fn the_kernels_program_statistics_are_shown_while_they_are_on() -> Result<()> {
-    const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
     let world = World::new(CONFIG)?;
     let container = world.container(1, 1)?;
     let _sink = world.sink()?;
-    let was = fs::read_to_string(SWITCH)?;
-    fs::write(SWITCH, "1")?;
-    let result = (|| {
-        world.wires.quiet()?;
-        world.send(&container, 100, 1000)?;
-        world.agent().metrics()
-    })();
-    fs::write(SWITCH, was)?;
-    let metrics = result?;
+    world.wires.quiet()?;
+    let _statistics = Statistics::on()?;
+    world.send(&container, 100, 1000)?;
+    let metrics = world.agent().metrics()?;
     // Each datagram runs the container's program and the node's.
     let runs = metrics.get("egress_guard_program_runs_total{program=\"egress\"}");
     ensure!(runs == Some(2000), "{runs:?} runs");

@@ -1,2 +1,85 @@
-//! x
-fn main() {}
+//! The project's chores: `cargo xtask setup | lint | test | demo | bench`.
+//!
+//! It depends on nothing that needs the compiler for the kernel programs, for it is what fetches that compiler.
+
+mod bench;
+mod demo;
+mod kernel;
+mod lint;
+mod process;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+/// Egress Guard's chores.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+enum Verb {
+    /// Fetch what is missing: the compiler and linker of the kernel programs, and the tools that the tests call.
+    Setup,
+    /// Check format and lints of everything, the kernel programs included.
+    Lint,
+    /// Run every test (needs root); with arguments only the whole-system tests, which get them: `test -- meter`.
+    Test {
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Show the agent at work on this machine (needs root); the arguments are the demo's own.
+    #[command(disable_help_flag = true)]
+    Demo {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Measure what the agent costs (needs root); the arguments are the benchmark's own.
+    #[command(disable_help_flag = true)]
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+fn run(verb: &Verb) -> Result<()> {
+    match verb {
+        Verb::Setup => setup::run(),
+        Verb::Lint => lint::run(),
+        Verb::Test { args } => test::run(args),
+        Verb::Demo { args } => demo::run(args),
+        Verb::Bench { args } => bench::run(args),
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Verb::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            process::exit_code(&error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demo_gets_its_arguments_unread() {
+        let Verb::Demo { args } = Verb::parse_from(["xtask", "demo", "--seconds", "5", "--help"]) else {
+            panic!("`demo` was taken for another verb");
+        };
+        assert_eq!(args, ["--seconds", "5", "--help"]);
+    }
+
+    #[test]
+    fn a_filter_follows_two_dashes() {
+        let Verb::Test { args } = Verb::parse_from(["xtask", "test", "--", "meter", "--nocapture"]) else {
+            panic!("`test` was taken for another verb");
+        };
+        assert_eq!(args, ["meter", "--nocapture"]);
+        assert!(Verb::try_parse_from(["xtask", "test", "meter"]).is_err());
+    }
+}

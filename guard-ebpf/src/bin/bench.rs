@@ -2,6 +2,7 @@
 
 #![no_std]
 #![no_main]
+#![expect(missing_docs, reason = "aya's macros make entry points of their own, without any")]
 #![expect(deprecated, reason = "the map type that the variant is about")]
 
 use aya_ebpf::{
@@ -68,12 +69,12 @@ pub fn hash(ctx: SkBuffContext) -> i32 {
     // SAFETY: the context of a cgroup_skb program; the values are this CPU's.
     unsafe {
         let id = bpf_skb_cgroup_id(ctx.as_ptr().cast());
-        if let Some(usage) = USAGE.get_ptr_mut(&id) {
+        if let Some(usage) = USAGE.get_ptr_mut(id) {
             (*usage).bytes += u64::from(ctx.len());
             (*usage).packets += 1;
         } else {
             let first = Usage { bytes: u64::from(ctx.len()), packets: 1 };
-            let _full = USAGE.insert(&id, &first, 0);
+            let _full = USAGE.insert(id, first, 0);
         }
     }
     PASS

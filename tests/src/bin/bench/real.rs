@@ -1,7 +1,7 @@
 //! Real packets, timed by the kernel's own program statistics (whose two clock reads are in every figure).
 
 use std::{
-    fs::{self, File},
+    fs::File,
     os::fd::{AsFd as _, OwnedFd},
 };
 
@@ -14,6 +14,7 @@ use guard_tests::{
     net::{EXTERNAL_V4, Wires},
     pods::{Container, Pods},
     process::Traffic,
+    statistics::Statistics,
 };
 use serde::Serialize;
 
@@ -21,7 +22,6 @@ use super::{median, table};
 
 const ROUNDS: usize = 9;
 const PACKETS: u64 = 20_000;
-const SWITCH: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 #[derive(Serialize)]
 pub(crate) struct Row {
@@ -33,25 +33,6 @@ pub(crate) struct Row {
 #[derive(Serialize)]
 pub(crate) struct Report {
     rows: Vec<Row>,
-}
-
-/// The kernel's statistics of all programs, on as long as this lives.
-struct Statistics(String);
-
-impl Statistics {
-    fn on() -> Result<Self> {
-        let was = fs::read_to_string(SWITCH)?;
-        fs::write(SWITCH, "1")?;
-        Ok(Self(was))
-    }
-}
-
-impl Drop for Statistics {
-    fn drop(&mut self) {
-        if let Err(error) = fs::write(SWITCH, &self.0) {
-            eprintln!("{SWITCH} is still 1: {error}");
-        }
-    }
 }
 
 pub(crate) fn run() -> Result<Report> {

@@ -9,6 +9,12 @@ use std::{
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
+mod info;
+mod test_run;
+
+pub use info::{MapInfo, ProgStats, link_cgroup, map_info, prog_stats};
+pub use test_run::{TestPacket, prog_test_run};
+
 use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_insn, bpf_map_type, bpf_prog_type};
 
 /// Which hook a cgroup program hangs on.
@@ -216,124 +222,6 @@ pub fn obj_get(path: &CStr) -> Result<OwnedFd, BpfError> {
 }
 
 #[repr(C)]
-struct ObjInfo {
-    bpf_fd: u32,
-    info_len: u32,
-    info: u64,
-}
-
-/// # Safety
-///
-/// `T` is plain data that every bit pattern fits, laid out as the start of the info struct of this kind of object.
-unsafe fn obj_info<T: Default>(object: BorrowedFd<'_>) -> Result<T, BpfError> {
-    let mut info = T::default();
-    let mut attr = ObjInfo {
-        bpf_fd: object.as_raw_fd() as u32,
-        info_len: size_of::<T>() as u32,
-        info: std::ptr::from_mut(&mut info) as u64,
-    };
-    // SAFETY: the kernel writes at most info_len bytes into info.
-    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, "OBJ_GET_INFO_BY_FD", &mut attr)? };
-    Ok(info)
-}
-
-/// The start of `struct bpf_link_info`, for a cgroup link.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-struct LinkInfo {
-    kind: u32,
-    id: u32,
-    prog_id: u32,
-    _pad: u32,
-    cgroup_id: u64,
-    attach_type: u32,
-    _pad2: u32,
-}
-
-/// The cgroup that a link is attached to. `None`: the kernel has released that cgroup (it was removed, and its last
-/// socket is gone), and the program will not run through this link again.
-pub fn link_cgroup(link: BorrowedFd<'_>) -> Result<Option<u64>, BpfError> {
-    // SAFETY: plain data, laid out as the start of bpf_link_info.
-    let info: LinkInfo = unsafe { obj_info(link)? };
-    Ok((info.cgroup_id != 0).then_some(info.cgroup_id))
-}
-
-/// The start of `struct bpf_map_info`.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub struct MapInfo {
-    kind: u32,
-    id: u32,
-    /// Bytes of a key.
-    pub key_size: u32,
-    /// Bytes of a value.
-    pub value_size: u32,
-    /// How many entries the map has room for.
-    pub max_entries: u32,
-    flags: u32,
-}
-
-/// What the kernel says of a map.
-pub fn map_info(map: BorrowedFd<'_>) -> Result<MapInfo, BpfError> {
-    // SAFETY: plain data, laid out as the start of bpf_map_info.
-    unsafe { obj_info(map) }
-}
-
-/// `struct bpf_prog_info` up to `run_cnt`.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-struct ProgInfo {
-    kind: u32,
-    id: u32,
-    tag: [u8; 8],
-    jited_len: u32,
-    xlated_len: u32,
-    pointers: [u64; 2],
-    load_time: u64,
-    uid: u32,
-    nr_map_ids: u32,
-    map_ids: u64,
-    name: [u8; 16],
-    ifindex: u32,
-    gpl: u32,
-    netns: [u64; 2],
-    counts: [u32; 2],
-    ksyms: [u64; 2],
-    btf_id: u32,
-    func_info_rec_size: u32,
-    func_info: u64,
-    nr_func_info: u32,
-    nr_line_info: u32,
-    line_info: u64,
-    jited_line_info: u64,
-    nr_jited_line_info: u32,
-    line_info_rec_size: u32,
-    jited_line_info_rec_size: u32,
-    nr_prog_tags: u32,
-    prog_tags: u64,
-    run_time_ns: u64,
-    run_cnt: u64,
-}
-
-/// What the kernel says of a program.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ProgStats {
-    /// How often it ran while `kernel.bpf_stats_enabled` was on.
-    pub runs: u64,
-    /// How long that took, in nanoseconds.
-    pub run_nanos: u64,
-    /// Bytes of machine code.
-    pub jited_len: u32,
-}
-
-/// A program's statistics (`kernel.bpf_stats_enabled`, kernel 5.1).
-pub fn prog_stats(program: BorrowedFd<'_>) -> Result<ProgStats, BpfError> {
-    // SAFETY: plain data, laid out as the start of bpf_prog_info; the pointers in it are null, so none is followed.
-    let info: ProgInfo = unsafe { obj_info(program)? };
-    Ok(ProgStats { runs: info.run_cnt, run_nanos: info.run_time_ns, jited_len: info.jited_len })
-}
-
-#[repr(C)]
 struct MapBatch {
     in_batch: u64,
     out_batch: u64,
@@ -378,61 +266,4 @@ pub fn array_lookup_batch(
         Err(error) if error.cause.raw_os_error() == Some(libc::ENOENT) && attr.count == count => Ok(()),
         other => other.map(drop),
     }
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct TestRun {
-    prog_fd: u32,
-    retval: u32,
-    data_size_in: u32,
-    data_size_out: u32,
-    data_in: u64,
-    data_out: u64,
-    repeat: u32,
-    duration: u32,
-    ctx_size_in: u32,
-    ctx_size_out: u32,
-    ctx_in: u64,
-    ctx_out: u64,
-}
-
-/// `struct __sk_buff` as far as a test run takes it in.
-const SKB_WORDS: usize = 48;
-/// Where in it, in words, the interface index and the segments' count and size stand.
-const SKB_IFINDEX: usize = 10;
-const SKB_GSO_SEGS: usize = 41;
-const SKB_GSO_SIZE: usize = 44;
-
-/// What a test run is told of the packet.
-#[derive(Clone, Copy, Debug)]
-pub struct TestPacket<'a> {
-    /// The packet with an Ethernet header.
-    pub frame: &'a [u8],
-    /// The interface, which must exist in this network namespace.
-    pub ifindex: u32,
-    /// Segments of a super-packet, and the payload of each.
-    pub gso: Option<(u32, u32)>,
-}
-
-/// Runs a program on a packet `repeat` times (`BPF_PROG_TEST_RUN`; the interface from kernel 5.8). Returns the verdict
-/// and the nanoseconds of one run.
-pub fn prog_test_run(program: BorrowedFd<'_>, packet: TestPacket<'_>, repeat: u32) -> Result<(u32, u32), BpfError> {
-    let mut skb = [0u32; SKB_WORDS];
-    skb[SKB_IFINDEX] = packet.ifindex;
-    if let Some((segments, size)) = packet.gso {
-        (skb[SKB_GSO_SEGS], skb[SKB_GSO_SIZE]) = (segments, size);
-    }
-    let mut attr = TestRun {
-        prog_fd: program.as_raw_fd() as u32,
-        data_size_in: packet.frame.len() as u32,
-        data_in: packet.frame.as_ptr() as u64,
-        repeat,
-        ctx_size_in: size_of_val(&skb) as u32,
-        ctx_in: skb.as_ptr() as u64,
-        ..TestRun::default()
-    };
-    // SAFETY: frame and skb outlive the call; nothing is written back but attr.
-    unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, "PROG_TEST_RUN", &mut attr)? };
-    Ok((attr.retval, attr.duration))
 }

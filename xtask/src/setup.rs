@@ -1,0 +1,44 @@
+//! `cargo xtask setup`: fetches what is missing and nothing else; a second run finds everything there and says so.
+
+mod apt;
+mod linker;
+mod recipe;
+mod toolchain;
+mod tools;
+
+use anyhow::{Result, bail};
+
+/// The verb.
+pub(crate) fn run() -> Result<()> {
+    everything()?;
+    println!("setup: everything is there");
+    Ok(())
+}
+
+/// For the verbs that also start programs of the system.
+pub(crate) fn everything() -> Result<()> {
+    let mut missing = tools::ensure();
+    missing.extend(toolchain::ensure().err().map(|error| format!("{error:#}")));
+    report(&missing)
+}
+
+/// For the verbs that only compile.
+pub(crate) fn toolchain() -> Result<()> {
+    let missing = toolchain::ensure().err().map(|error| format!("{error:#}"));
+    report(missing.as_slice())
+}
+
+/// All that is missing at once, each with its remedy: nobody wants to learn of it one run at a time.
+fn report(missing: &[String]) -> Result<()> {
+    if !missing.is_empty() {
+        // What a child complained about may take several lines.
+        let missing: Vec<_> = missing.iter().map(|thing| thing.replace('\n', "\n    ")).collect();
+        bail!("setup is incomplete:\n  - {}", missing.join("\n  - "));
+    }
+    Ok(())
+}
+
+/// One line for each thing done.
+fn say(what: impl std::fmt::Display) {
+    println!("setup: {what}");
+}

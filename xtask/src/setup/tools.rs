@@ -1,0 +1,41 @@
+//! Programs of the system that the build, the tests and the demo call.
+
+use super::{apt, say};
+use crate::process::{is_installed, is_root};
+
+struct Tool {
+    program: &'static str,
+    packages: &'static [&'static str],
+}
+
+const TOOLS: [Tool; 3] = [
+    // Without recommended packages gcc comes without the C library's headers and start files.
+    Tool { program: "cc", packages: &["gcc", "libc6-dev"] },
+    Tool { program: "ethtool", packages: &["ethtool"] },
+    Tool { program: "ip", packages: &["iproute2"] },
+];
+
+/// Installs those that are missing if it may, and returns what is missing still, with its remedy.
+pub(super) fn ensure() -> Vec<String> {
+    TOOLS.iter().filter(|tool| !is_installed(tool.program)).filter_map(|tool| install(tool).err()).collect()
+}
+
+fn install(tool: &Tool) -> Result<(), String> {
+    let Tool { program, packages } = tool;
+    let names = packages.join(" ");
+    if !is_installed("apt-get") {
+        return Err(format!("`{program}` is not there: install it (on Debian it is in {names})"));
+    }
+    if !is_root() {
+        let command = format!("sudo apt-get install --no-install-recommends {names}");
+        return Err(format!("`{program}` is not there: run `{command}`"));
+    }
+    say(format_args!("installing {names} for `{program}`"));
+    let failed = apt::install(packages).err().map(|error| format!(": {error:#}"));
+    // apt may be content where the package is installed but somebody took the program away.
+    if is_installed(program) {
+        return Ok(());
+    }
+    let why = failed.unwrap_or_else(|| format!(": run `apt-get install --reinstall {names}`"));
+    Err(format!("`{program}` is not there and could not be installed{why}"))
+}
