@@ -201,6 +201,15 @@ mod tests {
     }
 
     #[test]
+    fn the_example_says_the_defaults() {
+        let example = parse(include_str!("../../deploy/config.yaml")).expect("a config");
+        let Config { destinations, meters, sample } = Config::default();
+        assert_eq!(example.destinations.cluster, IpNet::aggregate(&destinations.cluster));
+        assert_eq!((example.meters.max, example.sample.interval), (meters.max, sample.interval));
+        assert!(example.meters.extra.is_empty());
+    }
+
+    #[test]
     fn every_key_is_read() {
         let config = parse(
             "destinations:\n  cluster: [10.0.0.0/8, 10.1.0.0/16, 'fd00::/8']\n\

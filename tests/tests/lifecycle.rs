@@ -3,12 +3,17 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::{fd::AsFd as _, unix::fs::PermissionsExt as _},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use aya::programs::RawTracePoint;
+use guard_agent::kernel::{
+    object::{OBJECT, Options, Programs},
+    sys::prog_stats,
+};
 use guard_tests::{
     eventually,
     net::{EXTERNAL_V4, Wire},
@@ -239,6 +244,32 @@ fn what_an_overflowing_ring_lost_is_found_by_a_walk() -> Result<()> {
     })?;
     ensure!(stopped.elapsed() < Duration::from_secs(29), "the regular walk would have found them anyway");
     ensure!(metrics.get("egress_guard_events_lost_total") > Some(0), "the ring did not overflow");
+    Ok(())
+}
+
+#[test]
+fn the_kernel_programs_diagnostics_are_shown_on_demand_and_else_not_there() -> Result<()> {
+    let mut world = World::new(CONFIG)?;
+    world.container(1, 1)?;
+    ensure!(!world.agent().log()?.contains("cgroup event"), "it was not asked for");
+    world.agent.take().context("the agent runs")?.signal(libc::SIGTERM)?;
+    world.setup.arguments.push("--log-kernel".into());
+    world.agent = Some(world.setup.start()?);
+    world.container(1, 2)?;
+    eventually("the mkdir is logged", Duration::from_secs(5), || {
+        let log = world.agent().log()?;
+        ensure!(log.contains("guard_ebpf") && log.contains("cgroup event 1 with a path of"), "{log}");
+        Ok(())
+    })?;
+    let machine_code = |log| -> Result<u32> {
+        let mut programs = Programs::load(Options { object: OBJECT, slots: 2, log, pins: None })?;
+        let program: &mut RawTracePoint =
+            programs.ebpf.program_mut("cgroup_mkdir").context("no program")?.try_into()?;
+        program.load()?;
+        Ok(prog_stats(program.fd()?.as_fd())?.jited_len)
+    };
+    let (off, on) = (machine_code(false)?, machine_code(true)?);
+    ensure!(off * 2 < on, "the verifier left {off} bytes of machine code without diagnostics, of {on} with them");
     Ok(())
 }
 
