@@ -36,7 +36,8 @@ fn main() -> Result<()> {
 
     let compiler = find_compiler(&root)?;
     let linker = find_linker(&root)?;
-    let target = out.join("ebpf");
+    // Beside the profiles' folders, so that all of them share one build: <target>/<profile>/build/<package>/out.
+    let target = out.ancestors().nth(4).context("cargo's OUT_DIR lies deeper")?.join("ebpf");
     let mut cargo = Command::new(env::var_os("CARGO").context("cargo sets CARGO")?);
     cargo
         .args(["build", "--release", "--locked", "--bins", "--target", "bpfel-unknown-none"])

@@ -1,12 +1,6 @@
 //! Wires the tasks together, and knows which of them may fail.
 
-use std::{
-    future::{Future, IntoFuture as _},
-    net::SocketAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -32,7 +26,7 @@ const WALK: Duration = Duration::from_secs(30);
 /// The time between two looks at the meters of removed cgroups.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// Descriptors that the agent needs beside those of the meters.
+/// Descriptors that the agent needs beside those of the meters: connections above all.
 const OTHER_FILES: u64 = 256;
 
 /// What the command line says.
@@ -67,12 +61,14 @@ pub async fn run(options: Options, config: Config, shutdown: impl Future<Output 
     let metrics = Arc::new(Metrics::new(latest.clone())?);
     let stale_after = (config.sample.interval * 5).max(Duration::from_secs(10));
     let shared = Shared { metrics: Arc::clone(&metrics), snapshots: latest, ready: is_ready, stale_after };
-    let mut public = tokio::spawn(axum::serve(listener, http::public(shared.clone())).into_future());
+    let mut public = tokio::spawn(http::serve(listener, http::public(shared.clone())));
     let private = socket.take().context("a new socket has its listener")?;
-    let mut private = tokio::spawn(axum::serve(private, http::private(shared)).into_future());
+    let mut private = tokio::spawn(http::serve(private, http::private(shared)));
 
     let pods_root = match &options.pods_root {
-        Some(path) => Some(tree::relative(&root, path).context("--pods-root is not UTF-8")?),
+        Some(path) => Some(tree::relative(&root, path).with_context(|| {
+            format!("--pods-root {} does not lie in the cgroup v2 hierarchy at {}", path.display(), root.display())
+        })?),
         None => None,
     };
     let watched = Watched { root, pods_root, extra: config.meters.extra.clone() };
@@ -88,6 +84,7 @@ pub async fn run(options: Options, config: Config, shutdown: impl Future<Output 
     let events = kernel.events()?;
     let mut guard = Guard::new(kernel, watched, config.meters.max, metrics, snapshots)?;
     guard.walk()?;
+    guard.say_if_idle();
     guard.sample()?;
     ready.send_replace(true);
     info!(listen = %options.listen, socket = %options.socket.display(), "ready");
@@ -119,7 +116,7 @@ async fn watch_node(guard: &mut Guard, mut events: CgroupEvents, interval: Durat
             _ = settle.tick(), if guard.is_draining() => guard.settle()?,
             _ = walk.tick() => guard.walk()?,
             // When nothing else is to be done.
-            Some(slot) = std::future::ready(guard.missing_spare()) => guard.load_spare(slot)?,
+            Some(slot) = std::future::ready(guard.missing_spare()) => guard.load_spare(slot),
         }
     }
 }

@@ -44,10 +44,13 @@ pub enum ConfigError {
 #[derive(Default)]
 pub struct Config {
     /// What is where.
+    #[serde(deserialize_with = "or_default")]
     pub destinations: Destinations,
     /// What is metered.
+    #[serde(deserialize_with = "or_default")]
     pub meters: Meters,
     /// How it is read.
+    #[serde(deserialize_with = "or_default")]
     pub sample: Sample,
 }
 
@@ -132,6 +135,11 @@ impl Config {
     }
 }
 
+/// A section of which every key is commented out is null in YAML.
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(yaml: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(yaml)?.unwrap_or_default())
+}
+
 /// A value that is read as text and parsed, so that the error can say what is expected.
 fn scalar<'de, D: Deserializer<'de>, T>(
     yaml: D,
@@ -193,7 +201,7 @@ mod tests {
 
     #[test]
     fn an_empty_file_means_the_defaults() {
-        for text in ["", "# nothing\n", "{}"] {
+        for text in ["", "# nothing\n", "{}", "meters:\n  # max: 7\nsample:\n"] {
             let config = parse(text).expect("a config");
             assert_eq!(config.destinations.cluster.len(), CLUSTER.len());
             assert_eq!((config.meters.max, config.sample.interval), (1024, Duration::from_secs(1)));

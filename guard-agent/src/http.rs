@@ -2,7 +2,10 @@
 
 use std::{
     fs, io,
-    os::unix::{fs::DirBuilderExt as _, fs::PermissionsExt as _, net::UnixStream as StdUnixStream},
+    os::unix::{
+        fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
+        net::UnixStream as StdUnixStream,
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -14,19 +17,41 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse as _, Response},
     routing::get,
+    serve::Listener,
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
 };
 use rustix::fs::Mode;
 use tokio::{
     net::{TcpListener, UnixListener},
-    sync::watch,
+    sync::{Semaphore, watch},
+    time,
 };
 
 use crate::{
     clock,
-    guard::GuardError,
     metrics::{CONTENT_TYPE, Metrics},
     snapshot::Snapshot,
 };
+
+/// Connections that are served at once, on each of port and socket; further ones wait.
+const CONNECTIONS: usize = 64;
+
+/// How long a client may take to send a request's head, and so how long an idle connection is kept.
+const HEAD: Duration = Duration::from_secs(10);
+
+/// How long a connection is kept at all: one that does not read its answer ends too.
+const CONNECTION: Duration = Duration::from_mins(1);
+
+/// Why the port or the socket cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {cause}")]
+pub struct HttpError {
+    what: String,
+    cause: io::Error,
+}
 
 /// What the handlers see.
 #[derive(Clone)]
@@ -84,14 +109,32 @@ async fn containers(State(shared): State<Shared>) -> Response {
     Json(&snapshot.containers).into_response()
 }
 
+/// Serves for ever, a bounded number of connections at once: whoever can reach the port cannot take the agent's
+/// descriptors away.
+pub async fn serve<L: Listener>(mut listener: L, router: Router) {
+    let free = Arc::new(Semaphore::new(CONNECTIONS));
+    // The semaphore is never closed.
+    while let Ok(permit) = Arc::clone(&free).acquire_owned().await {
+        let (stream, _) = listener.accept().await;
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEAD);
+            // However the client ends it: there is nobody to tell.
+            let _ended = time::timeout(CONNECTION, http.serve_connection(TokioIo::new(stream), service)).await;
+            drop(permit);
+        });
+    }
+}
+
 /// Opens the TCP port.
-pub async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, GuardError> {
+pub async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, HttpError> {
     TcpListener::bind(address).await.map_err(|cause| {
         let remedy = match cause.kind() {
             io::ErrorKind::AddrInUse => "; another process has the port: pass another --listen",
             _ => "",
         };
-        GuardError::Io { what: format!("cannot listen on {address}{remedy}"), cause }
+        HttpError { what: format!("cannot listen on {address}{remedy}"), cause }
     })
 }
 
@@ -104,10 +147,10 @@ pub struct Socket {
 
 impl Socket {
     /// Opens the socket, for root only. One that a dead agent left is replaced.
-    pub fn open(path: &Path) -> Result<Self, GuardError> {
+    pub fn open(path: &Path) -> Result<Self, HttpError> {
         let failed = |what: &str| {
             let what = format!("cannot {what} --socket {}", path.display());
-            move |cause| GuardError::Io { what, cause }
+            move |cause| HttpError { what, cause }
         };
         if let Some(parent) = path.parent() {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(parent);
@@ -117,9 +160,10 @@ impl Socket {
             let cause = io::ErrorKind::AddrInUse.into();
             return Err(failed("listen on (another agent answers there; stop it, or pass another)")(cause));
         }
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace")(error)),
-            _ => {}
+        match fs::symlink_metadata(path) {
+            Ok(there) if there.file_type().is_socket() => fs::remove_file(path).map_err(failed("replace"))?,
+            Ok(_) => return Err(failed("replace what is no socket at")(io::ErrorKind::AlreadyExists.into())),
+            Err(_) => {}
         }
         let umask = rustix::process::umask(Mode::from_raw_mode(0o177));
         let bound = UnixListener::bind(path);

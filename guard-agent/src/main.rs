@@ -3,15 +3,21 @@
 use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
-use clap::{Args, Parser, Subcommand, ValueEnum, parser::ValueSource};
-use guard_agent::{agent, client, config::Config, kernel::pins::Pins};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser, parser::ValueSource};
+use guard_agent::{
+    agent, client,
+    config::Config,
+    kernel::{pins::Pins, probe},
+};
 use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
+    sync::oneshot,
+    time,
 };
 use tracing_subscriber::EnvFilter;
 
-/// How long tasks may take to end once the agent stops.
+/// How long the agent may take to end once it is asked to.
 const GOODBYE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Parser)]
@@ -53,14 +59,14 @@ struct Run {
     #[arg(long, env = "EGRESS_GUARD_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
     /// Log the kernel programs' diagnostics too
-    #[arg(long, env = "EGRESS_GUARD_LOG_KERNEL")]
+    #[arg(long, env = "EGRESS_GUARD_LOG_KERNEL", value_parser = FalseyValueParser::new())]
     log_kernel: bool,
 }
 
 #[derive(Debug, Args)]
 struct List {
     /// Print JSON instead of a table
-    #[arg(long, env = "EGRESS_GUARD_JSON")]
+    #[arg(long, env = "EGRESS_GUARD_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
     #[command(flatten)]
     socket: Socket,
@@ -122,9 +128,10 @@ fn try_main() -> Result<()> {
                 socket: run.socket.socket,
                 log_kernel: run.log_kernel,
             };
-            // One thread for the meters and one for who asks.
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-            let result = runtime.block_on(async { agent::run(options, config, stop_signal()?).await });
+            // The meters have this thread, whoever asks has the worker.
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+            let socket = options.socket.clone();
+            let result = runtime.block_on(async { agent::run(options, config, stop_signal(socket)?).await });
             runtime.shutdown_timeout(GOODBYE);
             result
         }
@@ -138,6 +145,7 @@ fn try_main() -> Result<()> {
             Ok(())
         }),
         Command::Cleanup(Cleanup { bpffs }) => {
+            probe::privileges()?;
             let removed = match Pins::existing(&bpffs.bpffs)? {
                 Some(pins) => pins.remove_all()?,
                 None => 0,
@@ -148,15 +156,27 @@ fn try_main() -> Result<()> {
     }
 }
 
-/// Done when the process is asked to stop.
-fn stop_signal() -> Result<impl Future<Output = ()>> {
+/// Done when the process is asked to stop. If the agent does not hear it in time, because it attaches a thousand meters
+/// just now, the process ends as it is: whatever it is at, the next agent goes on from there.
+fn stop_signal(socket: PathBuf) -> Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    Ok(async move {
+    let (stop, stopped) = oneshot::channel();
+    tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        // The agent may have ended by itself.
+        let _unheard = stop.send(());
+        time::sleep(GOODBYE).await;
+        // A socket that stays is replaced by the next agent.
+        let _gone = std::fs::remove_file(socket);
+        std::process::exit(0);
+    });
+    Ok(async move {
+        // The sender goes only after it has sent.
+        let _sent = stopped.await;
     })
 }
 

@@ -34,6 +34,8 @@ pub struct Metrics {
     pub attach_failures: IntCounter,
     /// Cgroup events that found no room in the ring buffer.
     pub events_lost: IntCounter,
+    /// Walks of the cgroup tree that could not read it.
+    pub walk_failures: IntCounter,
 }
 
 impl Metrics {
@@ -66,13 +68,18 @@ impl Metrics {
                 "egress_guard_events_lost_total",
                 "Cgroup events that found no room in the ring buffer; a walk of the tree makes up for them.",
             )?,
+            walk_failures: IntCounter::new(
+                "egress_guard_walk_failures_total",
+                "Walks of the cgroup tree that could not read it.",
+            )?,
         };
-        let collectors: [Box<dyn Collector>; 6] = [
+        let collectors: [Box<dyn Collector>; 7] = [
             Box::new(metrics.attach_seconds.clone()),
             Box::new(metrics.sample_seconds.clone()),
             Box::new(metrics.refused.clone()),
             Box::new(metrics.attach_failures.clone()),
             Box::new(metrics.events_lost.clone()),
+            Box::new(metrics.walk_failures.clone()),
             Box::new(Traffic { snapshots, desc: build_info()? }),
         ];
         collectors.into_iter().try_for_each(|collector| metrics.registry.register(collector))?;
@@ -105,19 +112,22 @@ impl Collector for Traffic {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let snapshot = Arc::clone(&self.snapshots.borrow());
-        let mut families = containers(&snapshot);
+        let build = [("version", env!("CARGO_PKG_VERSION")), ("commit", env!("GIT_COMMIT"))];
+        let build = vec![gauge(&build, 1.0)];
+        let mut families = vec![family("egress_guard_build_info", &self.desc.help, MetricType::GAUGE, build)];
+        // Before the first sample nothing is known: a 0 would be taken for a counter that was reset.
+        if snapshot.at == 0 {
+            return families;
+        }
+        families.extend(containers(&snapshot));
         families.extend(node(&snapshot));
         families.extend(programs(&snapshot));
-        let build = [("version", env!("CARGO_PKG_VERSION")), ("commit", env!("GIT_COMMIT"))];
-        families.extend([
-            family(
-                "egress_guard_meters",
-                "Meters in use, those of removed cgroups that linger among them.",
-                MetricType::GAUGE,
-                vec![gauge(&[], snapshot.meters as f64)],
-            ),
-            family("egress_guard_build_info", &self.desc.help, MetricType::GAUGE, vec![gauge(&build, 1.0)]),
-        ]);
+        families.push(family(
+            "egress_guard_meters",
+            "Meters in use, those of removed cgroups that linger among them.",
+            MetricType::GAUGE,
+            vec![gauge(&[], snapshot.meters as f64)],
+        ));
         families.retain(|family| !family.get_metric().is_empty());
         families
     }
@@ -259,7 +269,9 @@ mod tests {
             ProgStats { runs: 13, ..ProgStats::default() },
         ]);
         let series = vec![(labels, totals())];
-        let text = text(Snapshot { series, node: totals(), unattributed, meters: 14, programs, ..Snapshot::default() });
+        let snapshot =
+            Snapshot { at: 1, series, node: totals(), unattributed, meters: 14, programs, containers: vec![] };
+        let text = text(snapshot);
         let container = "container=\"a\\\"b\",namespace=\"\",pod=\"uid\"";
         for line in [
             format!("egress_guard_container_egress_bytes_total{{class=\"cluster\",{container}}} 4503599627370496"),
@@ -284,8 +296,14 @@ mod tests {
     }
 
     #[test]
-    fn without_the_kernels_statistics_there_is_no_program_metric() {
+    fn before_the_first_sample_no_counter_is_told() {
         let text = text(Snapshot::default());
+        assert!(!text.contains("egress_guard_node") && text.contains("egress_guard_build_info"), "{text}");
+    }
+
+    #[test]
+    fn without_the_kernels_statistics_there_is_no_program_metric() {
+        let text = text(Snapshot { at: 1, ..Snapshot::default() });
         assert!(!text.contains("egress_guard_program"), "{text}");
     }
 }

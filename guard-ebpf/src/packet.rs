@@ -16,6 +16,7 @@ use crate::{meter::Direction, parameter};
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 const UDP_HEADER: u32 = 8;
+const SCTP_HEADER: u32 = 12;
 const FRAGMENT_HEADER: u32 = 8;
 
 const IPPROTO_HOPOPTS: u8 = 0;
@@ -25,6 +26,7 @@ const IPPROTO_UDP: u8 = 17;
 const IPPROTO_ROUTING: u8 = 43;
 const IPPROTO_ICMPV6: u8 = 58;
 const IPPROTO_DSTOPTS: u8 = 60;
+const IPPROTO_SCTP: u8 = 132;
 /// The jumbo payload option (RFC 2675).
 const TLV_JUMBO: u8 = 0xc2;
 
@@ -173,6 +175,7 @@ fn headers(skb: *const __sk_buff) -> (u32, u32) {
     let transport = match protocol {
         IPPROTO_TCP => load::<u8>(skb, length + jumbo + 12).map_or(0, |offset| u32::from(offset >> 4) * 4),
         IPPROTO_UDP => UDP_HEADER,
+        IPPROTO_SCTP => SCTP_HEADER,
         _ => 0,
     };
     (length + transport, jumbo)
@@ -180,6 +183,12 @@ fn headers(skb: *const __sk_buff) -> (u32, u32) {
 
 /// A datagram longer than the MTU: the kernel has laid it out as a list of fragments already, of which the linear
 /// part is the first (`__ip_append_data`), and gives each its header after this hook.
+///
+/// The hook sees neither the MTU nor the list, so this is exact for a datagram that was handed over in one call, over
+/// an MTU of 1200 or more that is 8n + 20 (IPv4) or 8n + 40 (IPv6), like 1500. With another MTU the last fragment may
+/// hold up to 7 bytes more than the others, which is counted as one fragment too many. A datagram put together from
+/// several calls (`MSG_MORE`, `UDP_CORK`) or from pages (`MSG_ZEROCOPY`) has another first part: off by a header for each
+/// fragment at most.
 #[inline(never)]
 fn fragmented(skb: *const __sk_buff, len: u32, linear: u32) -> u64 {
     let first = load::<u8>(skb, 0).unwrap_or(0);

@@ -31,6 +31,8 @@ pub struct Setup {
     pub bpffs: PathBuf,
     /// The binary.
     pub binary: PathBuf,
+    /// Its environment.
+    pub environment: Vec<(String, String)>,
     port: u16,
 }
 
@@ -66,7 +68,7 @@ impl Setup {
             &dir.join("config.yaml").display().to_string(),
         ];
         let arguments = arguments.map(str::to_owned).to_vec();
-        let setup = Self { dir, arguments, bpffs, binary: sibling("guard-agent")?, port };
+        let setup = Self { dir, arguments, bpffs, binary: sibling("guard-agent")?, environment: vec![], port };
         setup.configure(config)?;
         Ok(setup)
     }
@@ -80,21 +82,46 @@ impl Setup {
         }
     }
 
+    /// Leaves a flag out.
+    pub fn unset(&mut self, flag: &str) {
+        if let Some(index) = self.arguments.iter().position(|argument| argument == flag) {
+            self.arguments.drain(index..=index + 1);
+        }
+    }
+
+    /// Copies the binary to where everybody may read it, whatever folder the project lies in.
+    pub fn copy_binary(&mut self) -> Result<()> {
+        let copy = self.dir.join("guard-agent");
+        fs::copy(&self.binary, &copy)?;
+        self.binary = copy;
+        Ok(())
+    }
+
     /// Writes the configuration file.
     pub fn configure(&self, config: &str) -> Result<()> {
         Ok(fs::write(self.dir.join("config.yaml"), config)?)
     }
 
-    /// Starts it and waits until it is ready.
-    pub fn start(&self) -> Result<Agent> {
-        let log = self.dir.join("log");
+    /// Where it logs.
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// Starts it.
+    pub fn spawn(&self) -> Result<Agent> {
+        let log = self.log();
         let file = fs::File::options().create(true).append(true).open(&log)?;
         let mut command = Command::new(&self.binary);
-        command.args(&self.arguments).stderr(file).stdin(Stdio::null());
+        command.args(&self.arguments).envs(self.environment.clone()).stderr(file).stdin(Stdio::null());
         alone(&mut command);
         let child = command.spawn();
         let child = child.with_context(|| format!("start {}", self.binary.display()))?;
-        let mut agent = Agent { child, socket: self.dir.join("agent.sock"), port: self.port, log };
+        Ok(Agent { child, socket: self.dir.join("agent.sock"), port: self.port, log })
+    }
+
+    /// Starts it and waits until it is ready.
+    pub fn start(&self) -> Result<Agent> {
+        let mut agent = self.spawn()?;
         eventually("the agent is ready", Duration::from_secs(20), || {
             if let Some(status) = agent.child.try_wait()? {
                 bail!("the agent ended with {status}: {}", agent.log()?);
@@ -121,7 +148,12 @@ impl Setup {
 
 impl Drop for Setup {
     fn drop(&mut self) {
-        let cleanup = Command::new(&self.binary).arg("cleanup").arg("--bpffs").arg(&self.bpffs).output();
+        let cleanup = Command::new(&self.binary)
+            .envs(self.environment.clone())
+            .arg("cleanup")
+            .arg("--bpffs")
+            .arg(&self.bpffs)
+            .output();
         match cleanup {
             Ok(output) if output.status.success() => {}
             other => eprintln!("left behind {}: {other:?}", self.bpffs.display()),
@@ -198,7 +230,13 @@ impl Agent {
         })
     }
 
-    fn scrape(&self) -> Result<Metrics> {
+    /// How many containers were attached to, as of now.
+    pub fn attached(&self) -> Result<u64> {
+        Ok(self.scrape()?.get("egress_guard_attach_seconds_count").unwrap_or(0))
+    }
+
+    /// The metrics as they are.
+    pub fn scrape(&self) -> Result<Metrics> {
         let text = self.get("/metrics")?;
         let series = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
             let (series, value) = line.rsplit_once(' ').with_context(|| format!("not a series: {line}"))?;

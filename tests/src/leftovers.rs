@@ -30,23 +30,24 @@ fn sweep() {
     for name in names(Path::new("/run/netns")) {
         say(&name, net::run(&format!("ip netns del {name}")).map(drop));
     }
+    for name in names(Path::new("/sys/fs/bpf")) {
+        let pins = Pins::existing(&Path::new("/sys/fs/bpf").join(&name));
+        say(&name, pins.and_then(|pins| pins.map_or(Ok(0), Pins::remove_all)).map(drop).map_err(Into::into));
+    }
     let temporary = std::env::temp_dir();
-    for (folder, name) in
-        ["/sys/fs/bpf".as_ref(), temporary.as_path()].iter().flat_map(|f| names(f).map(move |n| (f, n)))
-    {
-        let path = folder.join(&name);
-        let unpinned = Pins::existing(&path).map(|pins| pins.map(Pins::remove_all));
-        if path.exists() && *folder == temporary {
-            say(&name, fs::remove_dir_all(&path).map_err(Into::into));
-        } else {
-            say(&name, unpinned.map(drop).map_err(Into::into));
-        }
+    for name in names(&temporary) {
+        say(&name, remove(&temporary.join(&name)));
     }
     if let Ok(root) = hierarchy::cgroup_root(None) {
         for name in names(&root) {
             say(&name, pods::remove_tree(&root.join(&name)));
         }
     }
+}
+
+fn remove(path: &Path) -> anyhow::Result<()> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    Ok(removed?)
 }
 
 fn say(name: &str, result: anyhow::Result<()>) {

@@ -100,7 +100,8 @@ impl Drop for Pods {
     }
 }
 
-pub(crate) fn remove_tree(dir: &Path) -> Result<()> {
+/// Removes a cgroup and those in it.
+pub fn remove_tree(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {

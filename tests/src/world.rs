@@ -36,6 +36,8 @@ pub struct Reading {
     pub metered: Interface,
     /// What the interface says.
     pub wire: Interface,
+    /// What the node's series say: bytes of egress and ingress.
+    pub node: [u64; 2],
 }
 
 impl World {
@@ -79,9 +81,16 @@ impl World {
     /// Reads the wire and these containers' series, once nothing moves any more.
     pub fn read(&self, containers: &[&Container]) -> Result<Reading> {
         self.wires.quiet()?;
-        let wire = self.wires.node.interface()?;
+        let mut wire = self.wires.node.interface()?;
+        // What the other end's queue dropped, this end has counted all the same; its sender may have seen the error.
+        wire.dropped += self.wires.world.interface()?.dropped;
         let metrics = self.agent().metrics()?;
-        Ok(Reading { metered: metered(&metrics, containers), wire })
+        let node = |direction: &str| {
+            let class =
+                |class: &str| metrics.get(&format!("egress_guard_node_{direction}_bytes_total{{class=\"{class}\"}}"));
+            class("cluster").unwrap_or(0) + class("external").unwrap_or(0)
+        };
+        Ok(Reading { metered: metered(&metrics, containers), wire, node: [node("egress"), node("ingress")] })
     }
 
     /// Fails unless the containers' series and the wire moved by the same since `before`, to the byte. Returns by how
@@ -91,6 +100,8 @@ impl World {
         let (metered, wire) = (after.metered - before.metered, after.wire - before.wire);
         ensure!(wire.dropped == 0, "the wire dropped {} packets: the machine is too busy for this test", wire.dropped);
         ensure!(metered == wire, "the meters say {metered:?},\nthe wire says   {wire:?}");
+        let node = [after.node[0] - before.node[0], after.node[1] - before.node[1]];
+        ensure!(node == [wire.tx.bytes, wire.rx.bytes], "the node's meter says {node:?}, the wire says {wire:?}");
         Ok(wire)
     }
 }

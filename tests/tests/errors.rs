@@ -31,7 +31,8 @@ fn setup(config: &str) -> Result<(Setup, Pods)> {
 
 #[test]
 fn not_root() -> Result<()> {
-    let (setup, _pods) = setup(CONFIG)?;
+    let (mut setup, _pods) = setup(CONFIG)?;
+    setup.copy_binary()?;
     let nobody = |command: &mut Command| {
         command.uid(65534).gid(65534);
     };
@@ -78,6 +79,46 @@ fn bpffs_is_mounted_where_it_is_not() -> Result<()> {
     drop(setup);
     ensure!(!bpffs.exists(), "cleanup left {}", bpffs.display());
     Ok(())
+}
+
+#[test]
+fn cleanup_removes_nothing_that_is_not_in_bpffs() -> Result<()> {
+    require_root()?;
+    let folder = std::env::temp_dir().join(guard_tests::unique());
+    std::fs::create_dir_all(folder.join("v1/data"))?;
+    let cleanup = |user: u32| {
+        let mut command = Command::new(guard_tests::sibling("guard-agent")?);
+        anyhow::Ok(command.arg("cleanup").arg("--bpffs").arg(&folder).uid(user).output()?)
+    };
+    let output = cleanup(0)?;
+    let said = String::from_utf8(output.stderr)?;
+    ensure!(!output.status.success() && said.contains("is not in a bpffs: nothing is removed"), "{said}");
+    ensure!(folder.join("v1/data").exists(), "it was removed");
+    Ok(std::fs::remove_dir_all(folder)?)
+}
+
+#[test]
+fn a_socket_path_that_is_a_file_and_pods_elsewhere() -> Result<()> {
+    let (mut setup, _pods) = setup(CONFIG)?;
+    let file = std::env::temp_dir().join(guard_tests::unique());
+    std::fs::write(&file, "precious")?;
+    setup.set("--socket", file.display().to_string());
+    fails(&setup, nothing, &["cannot replace what is no socket at --socket"])?;
+    ensure!(std::fs::read_to_string(&file)? == "precious");
+    std::fs::remove_file(file)?;
+    let socket = std::env::temp_dir().join(guard_tests::unique());
+    setup.set("--socket", socket.display().to_string());
+    setup.set("--pods-root", "/typo/kubepods");
+    fails(&setup, nothing, &["--pods-root /typo/kubepods does not lie in the cgroup v2 hierarchy"])
+}
+
+/// In a cgroup namespace of its own a process sees its cgroup as if it were the root.
+#[test]
+fn only_a_part_of_the_hierarchy() -> Result<()> {
+    let (setup, pods) = setup(CONFIG)?;
+    let procs = pods.base.join("cgroup.procs");
+    let inside = |command: &mut Command| sandbox::own_cgroup_namespace(command, &procs);
+    fails(&setup, inside, &["only a part of the cgroup v2 hierarchy", "host's cgroup namespace"])
 }
 
 /// The commands of bpf(2), as the kernel numbers them.
@@ -155,7 +196,7 @@ fn list_without_an_agent() -> Result<()> {
 mod sandbox {
     #![expect(unsafe_code, reason = "what runs between fork and exec")]
 
-    use std::{ffi::CStr, io, os::unix::process::CommandExt as _, process::Command};
+    use std::{ffi::CStr, io, os::unix::process::CommandExt as _, path::Path, process::Command};
 
     fn check(done: libc::c_int) -> io::Result<()> {
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -170,6 +211,23 @@ mod sandbox {
                 let (none, private) = (std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE);
                 check(libc::mount(none, c"/".as_ptr(), none, private, none.cast()))?;
                 check(libc::umount2(path.as_ptr(), libc::MNT_DETACH))
+            });
+        }
+    }
+
+    /// Gives the process a cgroup namespace that begins at the cgroup of `procs`, and a mount of it.
+    pub(super) fn own_cgroup_namespace(command: &mut Command, procs: &Path) {
+        let procs = procs.to_owned();
+        // SAFETY: system calls with constants; the file is written as it would be before the fork.
+        unsafe {
+            command.pre_exec(move || {
+                std::fs::write(&procs, "0")?;
+                check(libc::unshare(libc::CLONE_NEWCGROUP | libc::CLONE_NEWNS))?;
+                let (none, private) = (std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE);
+                check(libc::mount(none, c"/".as_ptr(), none, private, none.cast()))?;
+                check(libc::umount2(c"/sys/fs/cgroup".as_ptr(), libc::MNT_DETACH))?;
+                let cgroup2 = c"cgroup2".as_ptr();
+                check(libc::mount(cgroup2, c"/sys/fs/cgroup".as_ptr(), cgroup2, 0, none.cast()))
             });
         }
     }

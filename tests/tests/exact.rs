@@ -58,6 +58,28 @@ fn udp_larger_than_the_mtu_is_counted_as_its_fragments() -> Result<()> {
     Ok(())
 }
 
+/// The hook does not see the MTU: where that is not 8n + 20, a last fragment that holds more than the others looks like
+/// two. The difference is known, and must not grow unnoticed.
+#[test]
+fn udp_over_another_mtu_is_off_by_one_header_for_some_sizes() -> Result<()> {
+    let world = World::new(CONFIG)?;
+    let container = world.container(1, 1)?;
+    run(&format!("ip -n {} link set node0 mtu 1450", world.wires.node.name))?;
+    run(&format!("ip -n {} link set world0 mtu 1450", world.wires.world.name))?;
+    let _sink = Traffic::serve(&world.wires.world, None, &format!("udp-sink --bind {}", at(EXTERNAL_V4, 9000)))?;
+    // Behind 1424 bytes of the first fragment: one that fits as it is, one with 4 bytes more than a multiple of 8.
+    for (size, too_many) in [(1400, 0), (1424 - 8 + 1000, 0), (1424 - 8 + 1424, 0), (1424 - 8 + 1428, 1)] {
+        let before = world.read(&[&container])?;
+        let send = format!("udp-send --to {} --sizes {size} --count 10", at(EXTERNAL_V4, 9000));
+        Traffic::run(&world.wires.node, Some(&container), &send)?;
+        let after = world.read(&[&container])?;
+        let (metered, wire) = ((after.metered - before.metered).tx, (after.wire - before.wire).tx);
+        let difference = (metered.packets - wire.packets, metered.bytes - wire.bytes);
+        ensure!(difference == (10 * too_many, 200 * too_many), "{size}: {metered:?} and {wire:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn udp_segmented_by_the_kernel() -> Result<()> {
     let world = World::new(CONFIG)?;
@@ -252,7 +274,8 @@ fn the_last_ack_of_the_side_that_closes_first_is_not_charged() -> Result<()> {
     const CONNECTIONS: u64 = 5;
     let world = World::new(CONFIG)?;
     let container = world.container(1, 1)?;
-    let sink = format!("tcp-sink --bind {} --bytes 1000 --connections {CONNECTIONS}", at(EXTERNAL_V4, 9013));
+    let sink = "tcp-sink --bytes 1000 --after-end 400";
+    let sink = format!("{sink} --bind {} --connections {CONNECTIONS}", at(EXTERNAL_V4, 9013));
     let sink = Traffic::serve(&world.wires.world, None, &sink)?;
     world.wires.quiet()?;
     let wire = world.wires.node.interface()?;
@@ -264,7 +287,8 @@ fn the_last_ack_of_the_side_that_closes_first_is_not_charged() -> Result<()> {
     let wire = world.wires.node.interface()? - wire;
     let metered = world.agent().metrics()?.container(&container, "egress", "external");
     let (packets, bytes) = (wire.tx.packets - metered.packets, wire.tx.bytes - metered.bytes);
-    // A bare ACK with timestamps is 52 bytes. A connection whose ends close at the same time has none.
-    ensure!(packets <= CONNECTIONS && bytes == 52 * packets, "{packets} packets of {bytes} bytes were not charged");
+    // A bare ACK with timestamps is 52 bytes.
+    let expected = (CONNECTIONS, 52 * CONNECTIONS);
+    ensure!((packets, bytes) == expected, "{packets} packets of {bytes} bytes were not charged");
     Ok(())
 }

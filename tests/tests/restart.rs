@@ -1,25 +1,32 @@
 //! Agents come and go, and every byte stays counted.
 
-use std::{fs, process::Command, thread, time::Duration};
+use std::{
+    fs,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use guard_tests::{
     agent::{Agent, Metrics},
     eventually,
     net::EXTERNAL_V4,
+    pods::remove_tree,
     process::Traffic,
+    sibling,
     world::{CONFIG, World},
 };
 
 /// Keeps traffic going while `change` is done with the agent, which it leaves running; then compares with the wire.
 fn in_mid_traffic(world: &mut World, change: impl FnOnce(&mut World) -> Result<()>) -> Result<()> {
     let containers = [world.container(1, 1)?, world.container(1, 2)?];
-    let echo = format!("udp-echo --bind {EXTERNAL_V4}:9101");
-    let _echo = Traffic::serve(&world.wires.world, None, &echo)?;
+    let _echo = Traffic::serve(&world.wires.world, None, &format!("udp-echo --bind {EXTERNAL_V4}:9101"))?;
     let _sink = world.sink()?;
     let before = world.read(&containers.each_ref())?;
     let start = world.agent().metrics()?;
-    let one = format!("udp-send --to {EXTERNAL_V4}:9101 --sizes 100,700,1300 --rate 20000000 --seconds 6");
+    // Each call waits for its echo: nothing is under way when the socket closes.
+    let one = format!("udp-call --to {EXTERNAL_V4}:9101 --size 700 --seconds 6 --threads 2");
     let other = format!("udp-send --to {EXTERNAL_V4}:9100 --sizes 1,999 --rate 5000000 --seconds 6 --threads 4");
     let traffic = [
         Traffic::start(&world.wires.node, Some(&containers[0]), &one)?,
@@ -27,7 +34,7 @@ fn in_mid_traffic(world: &mut World, change: impl FnOnce(&mut World) -> Result<(
     ];
     thread::sleep(Duration::from_millis(800));
     change(world)?;
-    containers_only(&start).assert_not_above(&world.agent().metrics()?)?;
+    traffic_only(&start).assert_not_above(&world.agent().metrics()?)?;
     for traffic in traffic {
         traffic.finish()?;
     }
@@ -38,9 +45,10 @@ fn in_mid_traffic(world: &mut World, change: impl FnOnce(&mut World) -> Result<(
     Ok(())
 }
 
-/// The series of containers and node, which go on when an agent is restarted; those of the agent itself do not.
-fn containers_only(metrics: &Metrics) -> Metrics {
-    let series = metrics.0.iter().filter(|(series, _)| series.contains("_container_") || series.contains("_node_"));
+/// The series of the traffic, which go on when an agent is restarted; those of the agent itself do not.
+fn traffic_only(metrics: &Metrics) -> Metrics {
+    let traffic = ["_container_", "_node_", "_unattributed_"];
+    let series = metrics.0.iter().filter(|(series, _)| traffic.iter().any(|part| series.contains(part)));
     Metrics(series.map(|(series, value)| (series.clone(), *value)).collect())
 }
 
@@ -58,39 +66,144 @@ fn kill_9_in_mid_traffic_and_a_restart_after_2_s_lose_nothing() -> Result<()> {
 #[test]
 fn a_rebuilt_binary_takes_over_in_mid_traffic() -> Result<()> {
     let mut world = World::new(CONFIG)?;
-    let current = world.setup.binary.clone();
-    let commit = |agent: &Agent| -> Result<String> {
+    let build = |agent: &Agent| -> Result<String> {
         let text = agent.get("/metrics")?;
         Ok(text.lines().find(|line| line.starts_with("egress_guard_build_info")).context("no build info")?.into())
     };
-    let before = commit(world.agent())?;
-    let rebuilt = world.setup.binary.with_file_name("guard-agent-rebuilt");
-    rebuild("rebuilt")?;
-    fs::copy(&current, &rebuilt)?;
-    rebuild("")?;
+    let before = build(world.agent())?;
     in_mid_traffic(&mut world, |world| {
         world.agent.take().context("the agent runs")?.signal(libc::SIGTERM)?;
-        world.setup.binary.clone_from(&rebuilt);
+        // `cargo xtask test` builds it.
+        world.setup.binary = sibling("guard-agent-rebuilt")?;
         // Other CIDRs: not only the agent, the kernel programs too are others.
-        world.setup.configure(&format!("{CONFIG}destinations: {{cluster: [10.77.0.0/24, 198.18.0.0/15]}}\n"))?;
+        world.setup.configure(&format!("{CONFIG}destinations: {{cluster: [203.0.113.0/24, 198.18.0.0/15]}}\n"))?;
         world.agent = Some(world.setup.start()?);
         Ok(())
     })?;
-    let after = commit(world.agent())?;
+    let after = build(world.agent())?;
     ensure!(after != before && after.contains("rebuilt"), "{before} became {after}");
-    drop(world);
-    Ok(fs::remove_file(rebuilt)?)
+    // What was external to the first agent's programs is cluster to the second's.
+    let list = world.agent().list()?;
+    for row in &list {
+        ensure!(row.egress.external.packets > 100 && row.egress.cluster.packets > 100, "{row:?}");
+    }
+    ensure!(list.len() == 2, "{list:?}");
+    Ok(())
 }
 
-/// Builds the agent again, as another version than it was.
-fn rebuild(commit: &str) -> Result<()> {
-    let mut cargo = Command::new("cargo");
-    cargo.args(["build", "--quiet", "--package", "guard-agent"]).env_remove("EGRESS_GUARD_COMMIT");
-    if !commit.is_empty() {
-        cargo.env("EGRESS_GUARD_COMMIT", commit);
+/// A scrape at any moment of a restart sees either nothing or no less than before.
+#[test]
+fn no_scrape_during_a_restart_sees_a_counter_that_went_down() -> Result<()> {
+    let mut world = World::new(&format!("{CONFIG}meters: {{max: 40}}\n"))?;
+    let _sink = world.sink()?;
+    // Some that find no meter, so that there is something unattributed too.
+    let containers = (0..50).map(|n| world.pods.container(n, 1)).collect::<Result<Vec<_>>>()?;
+    thread::sleep(Duration::from_millis(500));
+    for container in &containers {
+        world.send(container, 100, 20)?;
     }
-    let status = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status()?;
-    ensure!(status.success(), "the agent did not build");
+    let before = traffic_only(&world.agent().metrics()?);
+    ensure!(before.0.iter().any(|(series, bytes)| series.contains("_unattributed_") && *bytes > 0.0), "{before:?}");
+    for signal in [libc::SIGKILL, libc::SIGTERM] {
+        world.agent.take().context("the agent runs")?.signal(signal)?;
+        let agent = world.setup.spawn()?;
+        let mut seen = 0;
+        let ready = Instant::now();
+        while agent.get("/readyz").is_err() || seen == 0 {
+            ensure!(ready.elapsed() < Duration::from_secs(20), "not ready, or never seen");
+            let Ok(now) = agent.scrape() else { continue };
+            let known = now.0.keys().any(|series| series.contains("_node_"));
+            if known {
+                before.assert_not_above(&now)?;
+                seen += 1;
+            }
+        }
+        world.agent = Some(agent);
+    }
+    Ok(())
+}
+
+/// Another root that comes and goes, nearer to the hierarchy's, neither moves the node's meter nor doubles a container's.
+#[test]
+fn a_second_pods_root_that_comes_and_goes_changes_nothing() -> Result<()> {
+    let mut world = World::new(CONFIG)?;
+    world.agent.take().context("the agent runs")?.signal(libc::SIGTERM)?;
+    world.setup.unset("--pods-root");
+    world.agent = Some(world.setup.start()?);
+    let container = world.container(1, 1)?;
+    let _sink = world.sink()?;
+    let second = world.pods.base.parent().context("the hierarchy's root")?.join("kubepods");
+    let before = world.read(&[&container])?;
+    world.send(&container, 100, 10)?;
+    world.assert_exact(before, &[&container])?;
+    fs::create_dir(&second).context("this machine has pods of its own: the test needs one without")?;
+    let result = (|| {
+        world.send(&container, 100, 10)?;
+        world.assert_exact(before, &[&container])
+    })();
+    fs::remove_dir(&second)?;
+    result?;
+    for _ in 0..2 {
+        world.send(&container, 100, 10)?;
+        world.assert_exact(before, &[&container])?;
+        world.agent.take().context("the agent runs")?.signal(libc::SIGKILL)?;
+        world.agent = Some(world.setup.start()?);
+    }
+    ensure!(world.agent().metrics()?.get("egress_guard_meters") == Some(1), "one container, one meter");
+    Ok(())
+}
+
+#[test]
+fn the_pods_root_may_come_late_go_and_come_again() -> Result<()> {
+    let mut world = World::new(CONFIG)?;
+    world.agent.take().context("the agent runs")?.signal(libc::SIGTERM)?;
+    fs::remove_dir(&world.pods.root)?;
+    world.agent = Some(world.setup.start()?);
+    ensure!(world.agent().log()?.contains("no pods' root"), "{}", world.agent().log()?);
+    let _sink = world.sink()?;
+    world.wires.quiet()?;
+    let wire = world.wires.node.interface()?;
+    for round in 1..=3 {
+        let container = world.container(round, 1)?;
+        world.send(&container, 100, 10)?;
+        remove_tree(&world.pods.root)?;
+    }
+    world.wires.quiet()?;
+    let wire = (world.wires.node.interface()? - wire).tx;
+    eventually("all is counted", Duration::from_secs(5), || {
+        let metrics = world.agent().metrics()?;
+        let node = metrics.get("egress_guard_node_egress_bytes_total{class=\"external\"}");
+        ensure!(node == Some(wire.bytes) && metrics.all_containers("external") == wire.bytes, "{node:?}, {wire:?}");
+        Ok(())
+    })
+}
+
+/// All that a flag says, the environment can say too.
+#[test]
+fn the_environment_stands_for_the_flags() -> Result<()> {
+    let mut world = World::new(CONFIG)?;
+    world.agent.take().context("the agent runs")?.signal(libc::SIGTERM)?;
+    let flags = ["--pods-root", "--bpffs", "--listen", "--socket", "--config"];
+    let arguments = std::mem::take(&mut world.setup.arguments);
+    world.setup.arguments.push(arguments[0].clone());
+    for pair in arguments[1..].chunks(2) {
+        ensure!(flags.contains(&pair[0].as_str()), "{pair:?}");
+        let name = format!("EGRESS_GUARD_{}", pair[0].trim_start_matches('-').replace('-', "_").to_uppercase());
+        world.setup.environment.push((name, pair[1].clone()));
+    }
+    for (name, value) in [("LOG_FORMAT", "json"), ("LOG_KERNEL", "")] {
+        world.setup.environment.push((format!("EGRESS_GUARD_{name}"), value.into()));
+    }
+    let before = fs::metadata(world.setup.log())?.len() as usize;
+    world.agent = Some(world.setup.start()?);
+    let container = world.container(1, 1)?;
+    ensure!(world.agent().list()?.iter().any(|row| row.container_id == container.id));
+    let log = world.agent().log()?;
+    for line in log[before..].lines() {
+        let json: serde_json::Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+        ensure!(json["level"].is_string() && json["fields"]["message"].is_string(), "{line}");
+    }
+    ensure!(log[before..].contains("\"ready\""), "{log}");
     Ok(())
 }
 

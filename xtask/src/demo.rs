@@ -1,17 +1,20 @@
 //! `cargo xtask demo`: the agent at work, on this machine and for a few seconds.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::{
-    process::{self, cargo, require_root, with_agent},
+    process::{self, cargo, program, require_root, with_agent},
     setup,
 };
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
     require_root("demo")?;
     setup::everything()?;
-    process::run(cargo().args(["build", "-q", "-p", "guard-agent"]))?;
-    let mut demo = cargo();
-    demo.args(["run", "-q", "-p", "guard-tests", "--bin", "demo", "--"]).args(args);
+    // All programs: the demo starts the agent and the traffic generator.
+    process::run(cargo().args(["build", "-p", "guard-agent", "-p", "guard-tests", "--bins"]))?;
+    let mut demo = Command::new(program("debug", "demo"));
+    demo.args(args);
     process::run(with_agent(&mut demo, "debug"))
 }

@@ -17,7 +17,7 @@ pub(crate) fn run() -> Result<()> {
     process::run(cargo().args(["fmt", "--all", "--check"]))?;
     process::run(cargo().args(["fmt", "--check", "--manifest-path", KERNEL_MANIFEST]))?;
     setup::toolchain()?;
-    process::run(cargo().args(["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]))?;
+    process::run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     let compiler = kernel::find_compiler().context("no compiler for the kernel programs: run `cargo xtask setup`")?;
     process::run(&mut kernel_clippy(&compiler)?)
 }

@@ -1,9 +1,9 @@
 //! `cargo xtask test`: every test of the workspace, the whole-system ones last and one at a time.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
-    process::{self, cargo, require_root, with_agent},
+    process::{self, cargo, program, require_root, with_agent},
     setup,
 };
 
@@ -12,8 +12,7 @@ const WHOLE_SYSTEM: &str = "guard-tests";
 pub(crate) fn run(args: &[String]) -> Result<()> {
     require_root("test")?;
     setup::everything()?;
-    // On its own, so that the program under test is built with the features it ships with.
-    process::run(cargo().args(["build", "-p", "guard-agent"]))?;
+    build_agents()?;
     if args.is_empty() {
         process::run(cargo().args(["test", "--workspace", "--exclude", WHOLE_SYSTEM]))?;
     }
@@ -21,4 +20,12 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     let mut tests = cargo();
     tests.args(["test", "-p", WHOLE_SYSTEM, "--", "--test-threads=1"]).args(args);
     process::run(with_agent(&mut tests, "debug"))
+}
+
+/// The agent under test, and the one that takes over from it: the same, built again as another commit.
+fn build_agents() -> Result<()> {
+    let agent = program("debug", "guard-agent");
+    process::run(cargo().args(["build", "-p", "guard-agent"]).env("EGRESS_GUARD_COMMIT", "rebuilt"))?;
+    std::fs::copy(&agent, agent.with_file_name("guard-agent-rebuilt")).context("keep the rebuilt agent")?;
+    process::run(cargo().args(["build", "-p", "guard-agent"]))
 }

@@ -124,6 +124,7 @@ impl Ledger {
             series.slots.push(index);
             series.last_gone = series.last_gone.max(owner.gone.unwrap_or(0));
         }
+        self.unattributed = self.records[0].carry.egress;
         self.count_unattributed();
         changed
     }
@@ -231,7 +232,10 @@ impl Ledger {
 
     /// Takes a new sample: the counters of the first slots, read in the order of their index (the node's first, so
     /// that no packet is in the node's sum and not yet in its container's).
-    pub fn sample(&mut self, raw: &[Totals], now: u64) {
+    ///
+    /// Returns whether more is unattributed than before: then the node's record has to be written.
+    pub fn sample(&mut self, raw: &[Totals], now: u64) -> bool {
+        let before = self.unattributed;
         let nanos = now.saturating_sub(self.sampled_at);
         for (index, &raw) in raw.iter().enumerate() {
             self.rates[index] = Rates::over(raw - self.raw[index], nanos);
@@ -239,6 +243,7 @@ impl Ledger {
         }
         self.sampled_at = now;
         self.count_unattributed();
+        self.unattributed != before
     }
 
     fn count_unattributed(&mut self) {
@@ -246,6 +251,8 @@ impl Ledger {
         let now = Totals { egress: self.raw[0].egress, ingress: Tally::default() } - attributed;
         let before = Totals { egress: self.unattributed, ingress: Tally::default() };
         self.unattributed = before.max(now).egress;
+        // Kept with the records: what was shown once is not taken back by the next agent.
+        self.records[0].carry.egress = self.unattributed;
     }
 
     /// What the slot's present owner counted.

@@ -154,6 +154,7 @@ fn unattributed_never_goes_down() {
     // Packets that are in the container's count and, read earlier, not yet in the node's.
     ledger.sample(&[sent(10), sent(6)], 2);
     assert_eq!(ledger.unattributed().bytes, [0, 6]);
+    assert_eq!(restart(&ledger, 3).unattributed().bytes, [0, 6], "nor does the next agent take it back");
 }
 
 #[test]

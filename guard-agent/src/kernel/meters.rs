@@ -74,6 +74,9 @@ fn bpf_error(what: &'static str) -> impl FnOnce(BpfError) -> MeterError {
     move |cause| MeterError::Bpf { what, cause }
 }
 
+/// Most bytes of counters that are read at once.
+const READ_BUFFER: usize = 1 << 20;
+
 /// The links of a meter. Dropping them leaves a pinned meter in place.
 #[derive(Debug)]
 pub struct Links {
@@ -213,18 +216,24 @@ impl Meters {
         programs.ok_or_else(|| ObjectError::Object("no program for the slot".into()).into())
     }
 
-    /// Reads the counters of the first `slots` slots, in the order of their index, each summed over all CPUs.
-    pub fn read(&mut self, slots: u32) -> Result<Vec<Totals>, MeterError> {
+    /// Reads the counters of `count` slots from `first` on, in the order of their index, each summed over all CPUs.
+    pub fn read(&mut self, first: u32, count: u32) -> Result<Vec<Totals>, MeterError> {
         let stride = size_of::<Counters>() * self.cpus;
-        let (count, bytes) = (slots as usize, slots as usize * stride);
-        if self.keys.len() < count {
-            self.keys.resize(count, 0);
-            self.values.resize(bytes, 0);
+        // A machine with many CPUs has much to read: in parts, so that the buffer stays small.
+        let part = (READ_BUFFER / stride).clamp(1, count.max(1) as usize);
+        if self.keys.len() < part {
+            self.keys.resize(part, 0);
+            self.values.resize(part * stride, 0);
         }
         let counters = self.programs.map("COUNTERS")?;
-        sys::array_lookup_batch(counters, slots, stride, &mut self.keys, &mut self.values)
-            .map_err(bpf_error("cannot read the counters"))?;
-        Ok(self.values[..bytes].chunks_exact(stride).map(sum).collect())
+        let mut totals = Vec::with_capacity(count as usize);
+        while totals.len() < count as usize {
+            let (first, part) = (first + totals.len() as u32, part.min(count as usize - totals.len()));
+            sys::array_lookup_batch(counters, first, part as u32, stride, &mut self.keys, &mut self.values)
+                .map_err(bpf_error("cannot read the counters"))?;
+            totals.extend(self.values[..part * stride].chunks_exact(stride).map(sum));
+        }
+        Ok(totals)
     }
 
     /// Reads the records of all slots.

@@ -21,8 +21,7 @@ use super::sys::{self, BpfError, Hook};
 /// The kernel programs, built by the build script.
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guard"));
 
-/// The programs that the benchmark compares with.
-#[cfg(feature = "bench")]
+/// The programs that the benchmark compares with. The agent does not use it, and so does not contain it.
 pub const BENCH_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench"));
 
 /// Why the kernel object could not be loaded.

@@ -5,7 +5,7 @@ use std::{
     fs, io,
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::ffi::OsStrExt as _,
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     },
     path::{Path, PathBuf},
 };
@@ -52,6 +52,9 @@ pub enum PinError {
     /// Another agent has the folder.
     #[error("another agent is running with --bpffs {0}: stop it, or give this one a folder of its own")]
     InUse(PathBuf),
+    /// The folder is not in bpffs, so nothing in it is ours.
+    #[error("{0} is not in a bpffs: nothing is removed. --bpffs names the pins' folder")]
+    NotBpffs(PathBuf),
     /// An object could not be pinned or opened.
     #[error("cannot {what} {path}: {cause}")]
     Bpf {
@@ -89,7 +92,10 @@ impl Pins {
 
     /// The folder as it is. `None`: there is none.
     pub fn existing(root: &Path) -> Result<Option<Self>, PinError> {
-        if root.exists() { Self::lock(root).map(Some) } else { Ok(None) }
+        if !root.try_exists().map_err(io_error("look for the folder", root))? {
+            return Ok(None);
+        }
+        if is_bpffs(root) { Self::lock(root).map(Some) } else { Err(PinError::NotBpffs(root.to_owned())) }
     }
 
     fn lock(root: &Path) -> Result<Self, PinError> {
@@ -137,14 +143,21 @@ impl Pins {
                 replaced.push(format!("pins of another version ({})", path.display()));
             }
         }
-        let other_size = PINNED_MAPS.iter().find_map(|name| {
-            let map = open(&self.layout_dir().join(name)).ok().flatten()?;
-            let entries = sys::map_info(map.as_fd()).ok()?.max_entries;
-            (entries != slots).then_some(entries)
-        });
-        if let Some(entries) = other_size {
+        let maps = PINNED_MAPS.map(|name| open(&self.layout_dir().join(name)));
+        let mut sizes = Vec::new();
+        for map in maps {
+            if let Some(map) = map? {
+                let info = sys::map_info(map.as_fd());
+                let path = self.layout_dir();
+                sizes.push(info.map_err(|cause| PinError::Bpf { what: "read the map in", path, cause })?.max_entries);
+            }
+        }
+        let other_size = sizes.iter().find(|&&size| size != slots);
+        if let Some(size) = other_size {
             remove(&self.layout_dir())?;
-            replaced.push(format!("pins with room for {} meters instead of {}", entries - 1, slots - 1));
+            replaced.push(format!("pins with room for {} meters instead of {}", size - 1, slots - 1));
+        } else if sizes.len() < PINNED_MAPS.len() && self.layout_dir().exists() && remove(&self.layout_dir())? > 0 {
+            replaced.push("pins of which a part is missing".into());
         }
         let links = self.layout_dir().join("links");
         fs::create_dir_all(&links).map_err(io_error("make the folder", &links))?;
@@ -183,11 +196,14 @@ impl Pins {
             removed += remove(&path)?;
         }
         let Self { root, _lock } = self;
-        if root != Path::new(USUAL_MOUNT) {
-            // Not a mount of its own: EINVAL, and the folder just goes.
-            let _not_mounted = rustix::mount::unmount(&root, rustix::mount::UnmountFlags::DETACH);
-            fs::remove_dir(&root).map_err(io_error("remove the folder", &root))?;
+        if root == Path::new(USUAL_MOUNT) {
+            return Ok(removed);
         }
+        if is_mount_point(&root) {
+            let unmounted = rustix::mount::unmount(&root, rustix::mount::UnmountFlags::DETACH);
+            unmounted.map_err(|e| io_error("unmount", &root)(e.into()))?;
+        }
+        fs::remove_dir(&root).map_err(io_error("remove the folder", &root))?;
         Ok(removed)
     }
 }
@@ -219,6 +235,11 @@ fn c_path(path: &Path) -> CString {
 
 fn existing_ancestor(path: &Path) -> &Path {
     path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
+}
+
+fn is_mount_point(path: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).ok().map(|metadata| metadata.dev());
+    path.parent().is_some_and(|parent| device(parent) != device(path))
 }
 
 fn is_bpffs(path: &Path) -> bool {

@@ -82,7 +82,7 @@ fn link_update() -> io::Result<()> {
 fn batch_lookup() -> io::Result<()> {
     let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
     let map = sys::percpu_array_create(8, 1).map_err(|e| e.cause)?;
-    sys::array_lookup_batch(map.as_fd(), 1, 8 * cpus, &mut [0], &mut vec![0; 8 * cpus]).map_err(|e| e.cause)
+    sys::array_lookup_batch(map.as_fd(), 0, 1, 8 * cpus, &mut [0], &mut vec![0; 8 * cpus]).map_err(|e| e.cause)
 }
 
 #[cfg(test)]

@@ -24,6 +24,11 @@ pub enum HierarchyError {
         "--cgroup-root {0} is not the root of a cgroup v2 hierarchy: {1}. Leave the flag out to use the one in /proc/self/mountinfo"
     )]
     NotCgroup2(PathBuf, String),
+    /// The process sees a part of the tree only.
+    #[error(
+        "only a part of the cgroup v2 hierarchy is to be seen ({0} is not its root): run in the host's cgroup namespace, or mount the host's /sys/fs/cgroup and pass it as --cgroup-root"
+    )]
+    OnlyPart(PathBuf),
     /// The mounts cannot be read.
     #[error("cannot read /proc/self/mountinfo: {0}")]
     Mountinfo(io::Error),
@@ -37,27 +42,33 @@ pub fn cgroup_root(given: Option<&Path>) -> Result<PathBuf, HierarchyError> {
         if stat.f_type as u64 != CGROUP2_MAGIC {
             return Err(not("another filesystem is mounted there".into()));
         }
-        // Every cgroup but the root has this file.
-        if given.join("cgroup.type").exists() {
+        if !is_root(given) {
             return Err(not("it is a cgroup further down; --pods-root names the pods' cgroup".into()));
         }
         return fs::canonicalize(given).map_err(|e| not(e.to_string()));
     }
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").map_err(HierarchyError::Mountinfo)?;
-    find_mount(&mountinfo).ok_or(HierarchyError::NotMounted)
+    let mounts = mounts(&mountinfo);
+    let root = mounts.iter().find(|mount| is_root(mount)).cloned();
+    root.ok_or_else(|| mounts.into_iter().next().map_or(HierarchyError::NotMounted, HierarchyError::OnlyPart))
 }
 
-/// The mount of cgroup v2 in the text of `/proc/self/mountinfo` (`proc(5)`): the usual one if it is among several.
-fn find_mount(mountinfo: &str) -> Option<PathBuf> {
+/// Whether it is the root of the whole hierarchy: every other cgroup has this file, also where a cgroup namespace makes
+/// it look like a root.
+fn is_root(cgroup: &Path) -> bool {
+    !cgroup.join("cgroup.type").exists()
+}
+
+/// The mounts of cgroup v2 in the text of `/proc/self/mountinfo` (`proc(5)`), the usual one first.
+fn mounts(mountinfo: &str) -> Vec<PathBuf> {
     let mounts = mountinfo.lines().filter_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;
         let is_cgroup2 = filesystem.split(' ').next() == Some("cgroup2");
-        let mut fields = mount.split(' ').skip(3);
-        let (root, mount_point) = (fields.next()?, fields.next()?);
-        // A mount of a part of the tree (a container's own view) does not show the node.
-        (is_cgroup2 && root == "/").then(|| unescape(mount_point))
+        is_cgroup2.then(|| mount.split(' ').nth(4).map(unescape))?
     });
-    mounts.min_by_key(|mount| (!mount.starts_with(USUAL_MOUNT), mount.as_os_str().len()))
+    let mut mounts: Vec<PathBuf> = mounts.collect();
+    mounts.sort_by_key(|mount| (!mount.starts_with(USUAL_MOUNT), mount.as_os_str().len()));
+    mounts
 }
 
 /// Undoes the octal escapes of white space and backslashes.
@@ -75,20 +86,18 @@ mod tests {
     #[test]
     fn the_unified_hierarchy_is_found_alone_and_beside_v1() {
         let unified = "29 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
-        assert_eq!(find_mount(unified), Some("/sys/fs/cgroup".into()));
+        assert_eq!(mounts(unified), [Path::new("/sys/fs/cgroup")]);
         let hybrid = format!("{V1}38 31 0:41 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n");
-        assert_eq!(find_mount(&hybrid), Some("/sys/fs/cgroup/unified".into()));
-        assert_eq!(find_mount(V1), None);
-        assert_eq!(find_mount(""), None);
+        assert_eq!(mounts(&hybrid), [Path::new("/sys/fs/cgroup/unified")]);
+        assert_eq!(mounts(V1), [""; 0].map(PathBuf::from));
     }
 
     #[test]
-    fn of_several_mounts_the_usual_one_is_taken_and_never_a_part() {
+    fn the_usual_mount_is_tried_first_and_a_hosts_is_one_too() {
         let lines = "1 2 0:26 / /mnt rw - cgroup2 none rw\n\
                      2 2 0:26 / /sys/fs/cgroup rw shared:1 master:2 - cgroup2 none rw\n\
-                     3 2 0:26 /kubepods /sys/fs/c rw - cgroup2 none rw\n";
-        assert_eq!(find_mount(lines), Some("/sys/fs/cgroup".into()));
-        assert_eq!(find_mount("1 2 0:26 /kubepods /sys/fs/cgroup rw - cgroup2 none rw\n"), None);
-        assert_eq!(find_mount("1 2 0:26 / /a\\040b rw - cgroup2 none rw\n"), Some("/a b".into()));
+                     3 2 0:26 /../.. /host/a\\040b rw - cgroup2 none rw\n";
+        let found = mounts(lines);
+        assert_eq!(found, ["/sys/fs/cgroup", "/mnt", "/host/a b"].map(PathBuf::from));
     }
 }

@@ -67,25 +67,32 @@ impl Watched {
     }
 
     /// The id of a cgroup. `None`: it is not there.
-    pub fn id(&self, path: &str) -> Option<u64> {
-        fs::metadata(self.root.join(path)).ok().map(|metadata| metadata.ino())
+    pub fn id(&self, path: &str) -> io::Result<Option<u64>> {
+        match fs::metadata(self.root.join(path)) {
+            Ok(metadata) => Ok(Some(metadata.ino())),
+            Err(error) if gone(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The pods' root: the given one if it is there, else the one nearest to the root.
-    pub fn find_pods_root(&self) -> Option<String> {
+    pub fn find_pods_root(&self) -> io::Result<Option<String>> {
         if let Some(given) = &self.pods_root {
-            return self.root.join(given).is_dir().then(|| given.clone());
+            return Ok(self.id(given)?.map(|_| given.clone()));
         }
         let mut level = vec![String::new()];
         for _ in 0..PODS_ROOT_DEPTH {
-            let mut next: Vec<String> = level.iter().flat_map(|dir| self.children(dir)).collect();
+            let mut next = Vec::new();
+            for dir in &level {
+                next.extend(self.children(dir)?);
+            }
             next.sort();
             if let Some(found) = next.iter().find(|path| is_pods_root(path)) {
-                return Some(found.clone());
+                return Ok(Some(found.clone()));
             }
             level = next;
         }
-        None
+        Ok(None)
     }
 
     /// Whether this cgroup may be the pods' root.
@@ -107,20 +114,20 @@ impl Watched {
     }
 
     /// All cgroups that are to be metered.
-    pub fn walk(&self, pods_root: Option<&str>) -> Vec<Found> {
+    pub fn walk(&self, pods_root: Option<&str>) -> io::Result<Vec<Found>> {
         let mut found = Vec::new();
         if let Some(root) = pods_root {
             // Containers are two or three levels below: [qos/]pod/container.
-            self.visit(root, 3, pods_root, &mut found);
+            self.visit(root, 3, pods_root, &mut found)?;
         }
         if !self.extra.is_empty() {
-            self.visit("", EXTRA_DEPTH, pods_root, &mut found);
+            self.visit("", EXTRA_DEPTH, pods_root, &mut found)?;
         }
-        found
+        Ok(found)
     }
 
-    fn visit(&self, dir: &str, depth: usize, pods_root: Option<&str>, found: &mut Vec<Found>) {
-        for child in self.children(dir) {
+    fn visit(&self, dir: &str, depth: usize, pods_root: Option<&str>, found: &mut Vec<Found>) -> io::Result<()> {
+        for child in self.children(dir)? {
             if Some(child.as_str()) == pods_root {
                 continue;
             }
@@ -129,18 +136,32 @@ impl Watched {
             found.extend(classified);
             // What a container makes inside is the container's.
             if !container && depth > 1 {
-                self.visit(&child, depth - 1, pods_root, found);
+                self.visit(&child, depth - 1, pods_root, found)?;
             }
         }
+        Ok(())
     }
 
-    fn children(&self, dir: &str) -> Vec<String> {
-        // A cgroup that vanishes while it is read has no children.
-        let entries = fs::read_dir(self.root.join(dir)).into_iter().flatten().flatten();
-        let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        dirs.filter_map(|entry| entry.file_name().into_string().ok())
-            .map(|name| if dir.is_empty() { name } else { format!("{dir}/{name}") })
-            .collect()
+    fn children(&self, dir: &str) -> io::Result<Vec<String>> {
+        let entries = match fs::read_dir(self.root.join(dir)) {
+            Ok(entries) => entries,
+            // A cgroup that vanishes while it is read has no children.
+            Err(error) if gone(&error) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut children = Vec::new();
+        for entry in entries {
+            let entry = match entry {
+                Err(error) if gone(&error) => break,
+                entry => entry?,
+            };
+            if entry.file_type().is_ok_and(|kind| kind.is_dir())
+                && let Ok(name) = entry.file_name().into_string()
+            {
+                children.push(if dir.is_empty() { name } else { format!("{dir}/{name}") });
+            }
+        }
+        Ok(children)
     }
 }
 
@@ -148,9 +169,10 @@ fn gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
 }
 
-/// A path as it is used here: relative to the cgroup root.
+/// A path as it is used here. `None`: it lies outside the cgroup root, or is not UTF-8. A relative path is one beneath
+/// the root.
 pub fn relative(root: &Path, path: &Path) -> Option<String> {
-    let path = path.strip_prefix(root).unwrap_or(path);
+    let path = if path.is_absolute() { path.strip_prefix(root).ok()? } else { path };
     path.to_str().map(|path| path.trim_matches('/').to_owned())
 }
 

@@ -50,15 +50,15 @@ fn the_pods_root_is_found_up_to_three_levels_deep() {
     for (index, (dirs, expected)) in cases.into_iter().enumerate() {
         let dirs: Vec<String> = dirs.into_iter().map(Into::into).collect();
         let tree = Tree::new(&format!("root{index}"), &dirs);
-        assert_eq!(tree.watched(None, &[]).find_pods_root().as_deref(), expected, "{dirs:?}");
+        assert_eq!(tree.watched(None, &[]).find_pods_root().expect("a tree").as_deref(), expected, "{dirs:?}");
     }
 }
 
 #[test]
 fn a_given_pods_root_is_used_once_it_is_there() {
     let tree = Tree::new("given", &["kubepods".into(), "mine".into()]);
-    assert_eq!(tree.watched(Some("mine"), &[]).find_pods_root().as_deref(), Some("mine"));
-    assert_eq!(tree.watched(Some("later"), &[]).find_pods_root(), None);
+    assert_eq!(tree.watched(Some("mine"), &[]).find_pods_root().expect("a tree").as_deref(), Some("mine"));
+    assert_eq!(tree.watched(Some("later"), &[]).find_pods_root().expect("a tree"), None);
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_walk_finds_containers_of_all_classes_and_nothing_inside_them() {
         format!("system.slice/docker-{}.scope", id("e")),
     ];
     let tree = Tree::new("walk", &dirs);
-    let found = paths(tree.watched(None, &[]).walk(Some("kubepods.slice")));
+    let found = paths(tree.watched(None, &[]).walk(Some("kubepods.slice")).expect("a tree"));
     let mut expected = vec![(guaranteed, false), (burstable, false)];
     expected.sort();
     assert_eq!(found, expected);
@@ -87,10 +87,10 @@ fn extra_meters_lie_outside_the_pods_root() {
     let tree = Tree::new("extra", &dirs);
     let watched = tree.watched(None, &["/system.slice/*.service", "kubepods/**", "kubepods"]);
     let expected = vec![(container, false), ("system.slice/a.service".into(), true)];
-    assert_eq!(paths(watched.walk(Some("kubepods"))), expected);
+    assert_eq!(paths(watched.walk(Some("kubepods")).expect("a tree")), expected);
     let deep = tree.watched(None, &["**/*.service"]);
     assert_eq!(
-        paths(deep.walk(None)),
+        paths(deep.walk(None).expect("a tree")),
         [("system.slice/a.service".into(), true), ("system.slice/a.service/sub.service".into(), true)]
     );
 }
@@ -101,6 +101,19 @@ fn a_cgroup_that_is_not_there_is_no_error() {
     let watched = tree.watched(None, &[]);
     assert!(watched.open("b").expect("no error").is_none());
     let (_, id) = watched.open("a").expect("no error").expect("there");
-    assert_eq!(watched.id("a"), Some(id));
-    assert_eq!(watched.id("b"), None);
+    assert_eq!(watched.id("a").expect("no error"), Some(id));
+    assert_eq!(watched.id("b").expect("no error"), None);
+}
+
+#[test]
+fn paths_are_relative_to_the_cgroup_root() {
+    let root = Path::new("/sys/fs/cgroup");
+    for (path, expected) in [
+        ("/sys/fs/cgroup/kubepods", Some("kubepods")),
+        ("/sys/fs/cgroup/a/kubepods.slice/", Some("a/kubepods.slice")),
+        ("kubepods", Some("kubepods")),
+        ("/typo/kubepods", None),
+    ] {
+        assert_eq!(relative(root, Path::new(path)).as_deref(), expected, "{path}");
+    }
 }

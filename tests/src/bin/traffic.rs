@@ -83,6 +83,9 @@ struct UdpCall {
     count: usize,
     #[arg(long, default_value_t = 1)]
     threads: usize,
+    /// Go on for so many seconds instead of `--count`
+    #[arg(long)]
+    seconds: Option<f64>,
 }
 
 #[derive(Args)]
@@ -118,6 +121,9 @@ struct TcpSink {
     /// How many connections are taken
     #[arg(long, default_value_t = 1)]
     connections: usize,
+    /// Close only when the other side has, and so many milliseconds later
+    #[arg(long)]
+    after_end: Option<u64>,
 }
 
 /// Room for what arrives while the receiver does not run.
@@ -240,7 +246,15 @@ fn udp_call_thread(call: &UdpCall) -> Result<()> {
     let socket = socket_to(call.to)?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
     let (payload, mut answer) = (vec![0x5a; call.size], vec![0; 65536]);
-    for index in 0..call.count {
+    let start = Instant::now();
+    for index in 0.. {
+        let over = match call.seconds {
+            Some(seconds) => start.elapsed().as_secs_f64() >= seconds,
+            None => index >= call.count,
+        };
+        if over {
+            break;
+        }
         socket.send(&payload)?;
         let len = socket.recv(&mut answer).with_context(|| format!("no echo of datagram {index}"))?;
         ensure!(len == call.size, "an echo of {len} bytes instead of {}", call.size);
@@ -300,6 +314,10 @@ fn tcp_sink(sink: &TcpSink) -> Result<()> {
                     let len = stream.read(&mut buffer)?;
                     ensure!(len > 0, "closed {left} bytes too early");
                     left -= len;
+                }
+                if let Some(pause) = sink.after_end {
+                    ensure!(stream.read(&mut buffer)? == 0, "more than was announced");
+                    thread::sleep(Duration::from_millis(pause));
                 }
                 Ok(())
             }));

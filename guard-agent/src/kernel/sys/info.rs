@@ -55,10 +55,8 @@ pub fn link_cgroup(link: BorrowedFd<'_>) -> Result<Option<u64>, BpfError> {
 pub struct MapInfo {
     kind: u32,
     id: u32,
-    /// Bytes of a key.
-    pub key_size: u32,
-    /// Bytes of a value.
-    pub value_size: u32,
+    key_size: u32,
+    value_size: u32,
     /// How many entries the map has room for.
     pub max_entries: u32,
     flags: u32,

@@ -233,7 +233,7 @@ struct MapBatch {
     flags: u64,
 }
 
-/// Reads the first `count` values of an array map, in the order of their index, in one call
+/// Reads `count` values of an array map from `first` on, in the order of their index, in one call
 /// (`BPF_MAP_LOOKUP_BATCH`; for per-CPU arrays from kernel 5.13).
 ///
 /// `keys` and `values` are the caller's, so that a sample allocates nothing.
@@ -243,16 +243,18 @@ struct MapBatch {
 /// If `values` has no room for `count` values of `stride` bytes, or `keys` for their keys.
 pub fn array_lookup_batch(
     map: impl AsFd,
+    first: u32,
     count: u32,
     stride: usize,
     keys: &mut [u32],
     values: &mut [u8],
 ) -> Result<(), BpfError> {
     assert!(keys.len() >= count as usize && values.len() >= count as usize * stride, "buffers fit the count");
-    let mut next = 0u32;
+    // The kernel wants the key before the first, and none for the map's first.
+    let (before, mut last) = (first.wrapping_sub(1), 0u32);
     let mut attr = MapBatch {
-        in_batch: 0,
-        out_batch: std::ptr::from_mut(&mut next) as u64,
+        in_batch: if first == 0 { 0 } else { std::ptr::from_ref(&before) as u64 },
+        out_batch: std::ptr::from_mut(&mut last) as u64,
         keys: keys.as_mut_ptr() as u64,
         values: values.as_mut_ptr() as u64,
         count,
@@ -261,9 +263,5 @@ pub fn array_lookup_batch(
         flags: 0,
     };
     // SAFETY: the buffers have room for count keys and values, as asserted.
-    match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, "MAP_LOOKUP_BATCH", &mut attr) } {
-        // The end of the array: all were read.
-        Err(error) if error.cause.raw_os_error() == Some(libc::ENOENT) && attr.count == count => Ok(()),
-        other => other.map(drop),
-    }
+    unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, "MAP_LOOKUP_BATCH", &mut attr).map(drop) }
 }

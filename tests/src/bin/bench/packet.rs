@@ -47,7 +47,7 @@ pub(crate) fn run(rounds: usize) -> Result<Report> {
     // A test run borrows an interface of this namespace, and lo is not counted.
     let wires = Wires::new()?;
     enter(&wires)?;
-    let ifindex = std::fs::read_to_string("/proc/net/dev").ok().and_then(|_| ifindex("node0")).context("no node0")?;
+    let ifindex = ifindex("node0").context("no node0")?;
     let programs = Programs::load(Options { object: BENCH_OBJECT, slots: SLOT + 1, log: false, pins: None })?;
     let (v4, v6) = (frame_v4([203, 0, 113, 2]), frame_v6());
     let load = |name: &'static str, program: &str, cidrs: u8, hook, frame: &Vec<u8>| -> Result<Variant> {
@@ -127,11 +127,11 @@ fn parameters(cidrs: u8) -> Parameters {
 
 /// Egress packets that the slot counted as external.
 fn counted(programs: &Programs) -> Result<u64> {
-    let cpus = fs_possible_cpus()?;
+    let cpus = aya::util::nr_cpus().map_err(|(file, error)| anyhow::anyhow!("{file}: {error}"))?;
     let stride = size_of::<Counters>() * cpus;
     let (slots, mut keys) = (SLOT + 1, vec![0; SLOT as usize + 1]);
     let mut values = vec![0; stride * slots as usize];
-    sys::array_lookup_batch(programs.map("COUNTERS")?, slots, stride, &mut keys, &mut values)?;
+    sys::array_lookup_batch(programs.map("COUNTERS")?, 0, slots, stride, &mut keys, &mut values)?;
     let packets = std::mem::offset_of!(Counters, egress.tally.packets) + 8 * Class::External as usize;
     let own = &values[SLOT as usize * stride..][..stride];
     let cpus = own.chunks_exact(size_of::<Counters>()).filter_map(|cpu| cpu[packets..].first_chunk::<8>());
@@ -140,13 +140,7 @@ fn counted(programs: &Programs) -> Result<u64> {
     Ok(cpus.chain(node).map(|packets| u64::from_ne_bytes(*packets)).sum())
 }
 
-fn fs_possible_cpus() -> Result<usize> {
-    let text = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
-    let last = text.trim().rsplit(['-', ',']).next().context("no CPU")?;
-    Ok(last.parse::<usize>()? + 1)
-}
-
-#[expect(unsafe_code, reason = "setns(2), if_nametoindex(3)")]
+#[expect(unsafe_code, reason = "setns(2)")]
 fn enter(wires: &Wires) -> Result<()> {
     use std::os::fd::AsRawFd as _;
     // SAFETY: a descriptor that is open.

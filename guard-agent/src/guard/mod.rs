@@ -1,5 +1,8 @@
 //! The one task that changes anything in the kernel: it gives cgroups their meters, reads them and takes them back.
 
+mod restore;
+mod settle;
+
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
@@ -7,6 +10,7 @@ use std::{
     sync::Arc,
 };
 
+use guard_common::RECORD_PATH;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
@@ -37,8 +41,8 @@ const SPARE: usize = 16;
 enum State {
     /// The cgroup is there.
     Attached(Links),
-    /// The cgroup was removed; sockets of it may still send.
-    Draining(Links),
+    /// The cgroup was removed at this instant of boot time; sockets of it may still send.
+    Draining(Links, u64),
     /// Detached at this instant of boot time, to be read a last time after [`GRACE`].
     Closing(u64),
 }
@@ -48,6 +52,13 @@ struct Meter {
     cgroup_id: u64,
     path: String,
     state: State,
+}
+
+impl Meter {
+    /// Whether its programs are attached.
+    fn counts(&self) -> bool {
+        !matches!(self.state, State::Closing(_))
+    }
 }
 
 /// The meters of a node.
@@ -65,6 +76,8 @@ pub struct Guard {
     /// Cgroups that found no slot, by their id.
     refused: HashMap<u64, String>,
     events_lost: u64,
+    /// Programs could not be loaded ahead; not tried again before the next walk.
+    spare_failed: bool,
     metrics: Arc<Metrics>,
     snapshots: watch::Sender<Arc<Snapshot>>,
 }
@@ -77,7 +90,7 @@ impl Guard {
         max: u32,
         metrics: Arc<Metrics>,
         snapshots: watch::Sender<Arc<Snapshot>>,
-    ) -> Result<Self, MeterError> {
+    ) -> Result<Self, GuardError> {
         let mut guard = Self {
             kernel,
             watched,
@@ -89,56 +102,12 @@ impl Guard {
             old_nodes: Vec::new(),
             refused: HashMap::new(),
             events_lost: 0,
+            spare_failed: false,
             metrics,
             snapshots,
         };
         guard.restore(max)?;
         Ok(guard)
-    }
-
-    fn restore(&mut self, max: u32) -> Result<(), MeterError> {
-        let records = self.kernel.records()?;
-        let raw = self.kernel.read(max + 1)?;
-        let changed = self.ledger.restore(records, &raw, clock::boottime());
-        self.write(&changed)?;
-        self.find_pods_root()?;
-        let owners: Vec<(Slot, Owner)> = self.ledger.metered().map(|(slot, owner, ..)| (slot, owner.clone())).collect();
-        let mut adopted = 0;
-        for (slot, owner) in owners {
-            let there = self.watched.id(&owner.path) == Some(owner.cgroup_id);
-            let links = match self.kernel.adopt(slot, owner.cgroup_id)? {
-                Some(links) => links,
-                // An agent died between the record and the links; else the cgroup is gone.
-                None if there => match self.watched.open(&owner.path) {
-                    Ok(Some((dir, id))) if id == owner.cgroup_id => self.kernel.attach(slot, &dir)?,
-                    _ => continue,
-                },
-                None => {
-                    // Released: nothing can count any more, and what was read above is the last.
-                    let raw = self.kernel.read(slot.0 + 1)?[slot.0 as usize];
-                    self.ledger.gone(slot, raw, clock::boottime());
-                    self.write(&[slot])?;
-                    continue;
-                }
-            };
-            adopted += 1;
-            let wanted = self.watched.classify(&owner.path, self.pods_root_path());
-            let state = if !there {
-                State::Draining(links)
-            } else if wanted.is_some_and(|found| found.extra == owner.extra) {
-                self.by_path.insert(owner.path.clone(), slot);
-                State::Attached(links)
-            } else {
-                info!(cgroup = owner.path, "the configuration no longer asks for this meter");
-                self.kernel.detach(slot, &links)?;
-                State::Closing(clock::boottime())
-            };
-            self.meters.insert(slot, Meter { cgroup_id: owner.cgroup_id, path: owner.path, state });
-        }
-        if adopted > 0 {
-            info!(meters = adopted, "took over the meters of an earlier agent");
-        }
-        Ok(())
     }
 
     fn pods_root_path(&self) -> Option<&str> {
@@ -149,21 +118,18 @@ impl Guard {
         slots.iter().try_for_each(|&slot| self.kernel.write_record(slot, self.ledger.record(slot)))
     }
 
-    /// Puts the node meter on the pods' root, if that is new.
-    fn find_pods_root(&mut self) -> Result<(), MeterError> {
-        let found = self.watched.find_pods_root();
-        let opened = found.and_then(|path| Some((self.watched.open(&path).ok()??, path)));
-        let Some(((dir, id), path)) = opened else {
-            if let Some((path, _)) = self.pods_root.take() {
-                info!(cgroup = path, "the pods' root is gone; waiting for another");
-                self.old_nodes.extend(self.node.take());
+    /// Keeps the node meter on the pods' root, or puts it on a new one.
+    fn find_pods_root(&mut self) -> Result<(), GuardError> {
+        if let Some((path, known)) = &self.pods_root {
+            if self.watched.id(path)? == Some(*known) {
+                return Ok(());
             }
-            return Ok(());
-        };
-        if self.pods_root.as_ref().is_some_and(|(_, known)| *known == id) {
-            return Ok(());
+            info!(cgroup = path, "the pods' root is gone; waiting for another");
+            self.pods_root = None;
+            self.old_nodes.extend(self.node.take());
         }
-        self.old_nodes.extend(self.node.take());
+        let Some(path) = self.watched.find_pods_root()? else { return Ok(()) };
+        let Some((dir, id)) = self.watched.open(&path)? else { return Ok(()) };
         let links = match self.kernel.adopt(NODE, id)? {
             Some(links) => links,
             None => match self.kernel.attach(NODE, &dir) {
@@ -175,6 +141,17 @@ impl Guard {
         info!(cgroup = path, "metering the node's pods");
         self.pods_root = Some((path, id));
         Ok(())
+    }
+
+    /// Says it if there are no pods to be metered: a wrong flag looks like a quiet node.
+    pub fn say_if_idle(&self) {
+        if self.pods_root.is_none() {
+            warn!(
+                "no pods' root ({}) beneath {}: only meters.extra are metered until it appears; --pods-root names it",
+                self.watched.pods_root.as_deref().unwrap_or("kubepods, kubepods.slice or *-kubepods.slice"),
+                self.watched.root.display(),
+            );
+        }
     }
 
     /// The kernel said that a cgroup was made or removed.
@@ -193,40 +170,61 @@ impl Guard {
         self.reconcile(&path, change.made.then_some(change.at))
     }
 
-    /// Compares the tree with the meters and repairs what differs.
+    /// Compares the tree with the meters and repairs what differs. A tree that cannot be read is left as it was known,
+    /// until the next walk.
     pub fn walk(&mut self) -> Result<(), MeterError> {
+        self.spare_failed = false;
+        match self.try_walk() {
+            Err(GuardError::Tree(error)) => {
+                self.metrics.walk_failures.inc();
+                error!("cannot read the cgroup tree: {error}; what is metered stays so, the next walk is in 30 s");
+                Ok(())
+            }
+            Err(GuardError::Meter(error)) => Err(error),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn try_walk(&mut self) -> Result<(), GuardError> {
         self.find_pods_root()?;
-        let found = self.watched.walk(self.pods_root_path());
+        let found = self.watched.walk(self.pods_root_path())?;
         let there: HashSet<&str> = found.iter().map(|found| found.path.as_str()).collect();
-        let vanished: Vec<String> =
-            self.by_path.keys().filter(|path| !there.contains(path.as_str())).cloned().collect();
+        let vanished = self.by_path.keys().filter(|path| !there.contains(path.as_str()));
+        let vanished: Vec<String> = vanished.cloned().collect();
         for path in vanished {
             self.reconcile(&path, None)?;
         }
         for found in &found {
             self.reconcile(&found.path, None)?;
         }
+        self.forget_refused();
         Ok(())
     }
 
     /// Makes the meter of one path what the tree says. `made_at`: the instant of its mkdir, if that is the reason.
     fn reconcile(&mut self, path: &str, made_at: Option<u64>) -> Result<(), MeterError> {
         let found = self.watched.classify(path, self.pods_root_path());
+        let known = self.by_path.get(path).and_then(|slot| Some((*slot, self.meters.get(slot)?.cgroup_id)));
+        if found.is_none() && known.is_none() {
+            return Ok(());
+        }
         let opened = match self.watched.open(path) {
-            Ok(opened) => opened.filter(|_| found.is_some()),
+            Ok(opened) => opened,
             Err(error) => {
                 self.attach_failed(path, error);
                 return Ok(());
             }
         };
-        let known = self.by_path.get(path).and_then(|slot| Some((*slot, self.meters.get(slot)?.cgroup_id)));
-        let id = opened.as_ref().map(|(_, id)| *id);
         if let Some((slot, known)) = known {
-            if id == Some(known) {
-                return Ok(());
+            match &opened {
+                Some((_, id)) if *id == known && found.is_some() => return Ok(()),
+                Some((_, id)) if *id == known => {
+                    info!(cgroup = path, "no longer one of those to be metered");
+                    self.close(slot)?;
+                }
+                _ => self.drain(slot),
             }
             self.by_path.remove(path);
-            self.drain(slot);
         }
         match (found, opened) {
             (Some(found), Some((dir, id))) => self.meter(found, &dir, id, made_at),
@@ -237,6 +235,14 @@ impl Guard {
     /// Gives a cgroup a meter.
     fn meter(&mut self, found: Found, dir: &File, cgroup_id: u64, made_at: Option<u64>) -> Result<(), MeterError> {
         let Found { path, extra } = found;
+        // Two meters on one cgroup would count it twice.
+        if self.meters.values().any(|meter| meter.cgroup_id == cgroup_id && meter.counts()) {
+            return Ok(());
+        }
+        if path.len() > RECORD_PATH {
+            self.attach_failed(&path, PathTooLong);
+            return Ok(());
+        }
         let identity =
             if extra { identity::extra_container(&path) } else { identity::container(&path).unwrap_or_default() };
         let labels = Labels::of(&identity, extra, &path);
@@ -272,15 +278,24 @@ impl Guard {
     fn attach_failed(&self, path: &str, error: impl Into<anyhow::Error>) {
         self.metrics.attach_failures.inc();
         let error = error.into();
-        error!(cgroup = path, "not metered: {error:#}; its traffic is unattributed, and it is tried again every 30 s");
+        error!(
+            cgroup = path,
+            "not metered: {error:#}; its traffic is in no container's figures; it is tried again every 30 s"
+        );
+    }
+
+    /// Forgets those that were refused and are no more.
+    fn forget_refused(&mut self) {
+        let watched = &self.watched;
+        self.refused.retain(|id, path| watched.id(path).is_ok_and(|found| found == Some(*id)));
     }
 
     fn refuse(&mut self, cgroup_id: u64, path: String) {
         if self.refused.is_empty() {
             warn!(
                 cgroup = path,
-                "all {} meters are in use: this container's traffic, and that of further ones, is unattributed. \
-                 Raise meters.max",
+                "all {} meters are in use: the traffic of this container, and of further ones, is in no container's \
+                 figures. Raise meters.max",
                 self.meters.len()
             );
         }
@@ -289,92 +304,31 @@ impl Guard {
         }
     }
 
-    /// Detaches the meter of a cgroup that was removed but lingers, so that a new one can have its slot soon.
-    fn reclaim(&mut self) -> Result<(), MeterError> {
-        let lingering = self.meters.iter_mut().find(|(_, meter)| matches!(meter.state, State::Draining(_)));
-        if let Some((slot, meter)) = lingering
-            && let State::Draining(links) = mem::replace(&mut meter.state, State::Closing(clock::boottime()))
-        {
-            self.kernel.detach(*slot, &links)?;
-        }
-        Ok(())
-    }
-
-    /// The cgroup of a meter was removed.
-    fn drain(&mut self, slot: Slot) {
-        if let Some(meter) = self.meters.get_mut(&slot) {
-            // The state in between is never seen: nothing is awaited here.
-            meter.state = match mem::replace(&mut meter.state, State::Closing(0)) {
-                State::Attached(links) => State::Draining(links),
-                other => other,
-            };
-        }
-    }
-
-    /// Whether there are meters of removed cgroups to be settled.
-    pub fn is_draining(&self) -> bool {
-        self.meters.values().any(|meter| !matches!(meter.state, State::Attached(_))) || !self.old_nodes.is_empty()
-    }
-
-    /// Reads the meters of removed cgroups a last time once nothing can move them any more, and frees their slots.
-    pub fn settle(&mut self) -> Result<(), MeterError> {
-        let now = clock::boottime();
-        let mut settled = Vec::new();
-        for (slot, meter) in &self.meters {
-            let done = match &meter.state {
-                State::Attached(_) => false,
-                State::Draining(links) => self.kernel.released(links)?,
-                State::Closing(since) => since + GRACE <= now,
-            };
-            if done {
-                settled.push(*slot);
-            }
-        }
-        let kernel = &self.kernel;
-        let mut lingering = Vec::new();
-        for links in self.old_nodes.drain(..) {
-            if !kernel.released(&links)? {
-                lingering.push(links);
-            }
-        }
-        self.old_nodes = lingering;
-        if settled.is_empty() {
-            return Ok(());
-        }
-        let raw = self.kernel.read(self.ledger.in_use())?;
-        for &slot in &settled {
-            self.ledger.gone(slot, raw[slot.0 as usize], now);
-            self.kernel.unpin(slot)?;
-            if let Some(meter) = self.meters.remove(&slot) {
-                debug!(cgroup = meter.path, slot = slot.0, "read a last time");
-            }
-        }
-        self.write(&settled)?;
-        let refused: Vec<String> = self.refused.values().cloned().collect();
-        for path in refused {
-            self.reconcile(&path, None)?;
-        }
-        let watched = &self.watched;
-        self.refused.retain(|id, path| watched.id(path) == Some(*id));
-        Ok(())
-    }
-
     /// A free slot whose programs are not loaded yet, among the next [`SPARE`].
     pub fn missing_spare(&self) -> Option<Slot> {
+        if self.spare_failed {
+            return None;
+        }
         self.ledger.free_slots().take(SPARE).find(|slot| !self.kernel.is_loaded(*slot))
     }
 
     /// Loads the programs of a free slot, so that the next container has its meter at once.
-    pub fn load_spare(&mut self, slot: Slot) -> Result<(), MeterError> {
-        self.kernel.load_programs(slot)
+    pub fn load_spare(&mut self, slot: Slot) {
+        if let Err(error) = self.kernel.load_programs(slot) {
+            // Whoever needs the slot tries again, and says it if that fails.
+            self.spare_failed = true;
+            warn!("cannot load programs ahead: {:#}", anyhow::Error::from(error));
+        }
     }
 
     /// Reads all counters and publishes what they say.
     pub fn sample(&mut self) -> Result<(), MeterError> {
         let timer = self.metrics.sample_seconds.start_timer();
-        let raw = self.kernel.read(self.ledger.in_use())?;
+        let raw = self.kernel.read(0, self.ledger.in_use())?;
         let now = clock::boottime();
-        self.ledger.sample(&raw, now);
+        if self.ledger.sample(&raw, now) {
+            self.write(&[NODE])?;
+        }
         let expired = self.ledger.expire(now);
         self.write(&expired)?;
         let lost = self.kernel.events_lost()?;
@@ -391,18 +345,23 @@ impl Guard {
     }
 }
 
-/// What ends the agent.
+/// Why the guard could not do something.
 #[derive(Debug, thiserror::Error)]
 pub enum GuardError {
-    /// The kernel said no to something that must work.
+    /// The kernel said no to something that must work: the agent ends.
     #[error(transparent)]
     Meter(#[from] MeterError),
-    /// A port, socket or signal handler.
-    #[error("{what}: {cause}")]
-    Io {
-        /// What was tried.
-        what: String,
-        /// What the kernel answered.
-        cause: io::Error,
-    },
+    /// The cgroup tree cannot be read.
+    #[error("cannot read the cgroup tree: {0}")]
+    Tree(io::Error),
 }
+
+impl From<io::Error> for GuardError {
+    fn from(error: io::Error) -> Self {
+        Self::Tree(error)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("its path is longer than the {RECORD_PATH} bytes that are kept of one")]
+struct PathTooLong;
