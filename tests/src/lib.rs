@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod leftovers;
+pub mod meter;
 pub mod net;
 pub mod pods;
 pub mod process;

@@ -1,6 +1,6 @@
 //! Two network namespaces joined by a veth pair: the node with its containers, and the world outside.
 
-use std::{fs::File, path::PathBuf, process::Command, time::Duration};
+use std::{ffi::CString, fs::File, os::fd::AsRawFd as _, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
@@ -62,6 +62,20 @@ impl Namespace {
     pub fn open(&self) -> Result<File> {
         let path = PathBuf::from("/run/netns").join(&self.name);
         File::open(&path).with_context(|| format!("open {}", path.display()))
+    }
+
+    /// Takes the calling thread into the namespace, for good; returns the interface's index there.
+    #[expect(unsafe_code, reason = "setns(2), if_nametoindex(3)")]
+    pub fn enter(&self) -> Result<u32> {
+        let device = CString::new(self.device.as_str())?;
+        // SAFETY: a descriptor that is open, and a C string.
+        unsafe {
+            let done = libc::setns(self.open()?.as_raw_fd(), libc::CLONE_NEWNET);
+            ensure!(done == 0, "setns: {}", std::io::Error::last_os_error());
+            let index = libc::if_nametoindex(device.as_ptr());
+            ensure!(index != 0, "no interface {}", self.device);
+            Ok(index)
+        }
     }
 
     /// What the interface counts itself.

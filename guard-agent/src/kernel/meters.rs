@@ -296,8 +296,8 @@ struct PodRecord(MeterRecord);
 // SAFETY: integers without padding (asserted by its size), for which every bit pattern is a value.
 unsafe impl aya::Pod for PodRecord {}
 
-/// Sums a slot's counters over its CPUs.
-fn sum(cpus: &[u8]) -> Totals {
+/// Sums a slot's counters, as they are read from the map, over its CPUs.
+pub fn sum(cpus: &[u8]) -> Totals {
     const WORDS: usize = size_of::<Counters>() / 8;
     const LANE: usize = WORDS / 2;
     let mut words = [0u64; WORDS];

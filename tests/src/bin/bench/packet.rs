@@ -7,8 +7,8 @@ use guard_agent::kernel::{
     object::{BENCH_OBJECT, Options, Parameters, Programs},
     sys::{self, Hook, TestPacket},
 };
-use guard_common::{Class, Counters};
-use guard_tests::net::Wires;
+use guard_common::{Class, NODE_SLOT};
+use guard_tests::{meter, net::Wires};
 use ipnet::IpNet;
 use serde::Serialize;
 
@@ -45,9 +45,7 @@ struct Variant {
 
 pub(crate) fn run(rounds: usize) -> Result<Report> {
     // A test run borrows an interface of this namespace, and lo is not counted.
-    let wires = Wires::new()?;
-    enter(&wires)?;
-    let ifindex = ifindex("node0").context("no node0")?;
+    let ifindex = Wires::new()?.node.enter()?;
     let programs = Programs::load(Options { object: BENCH_OBJECT, slots: SLOT + 1, log: false, pins: None })?;
     let (v4, v6) = (frame_v4([203, 0, 113, 2]), frame_v6());
     let load = |name: &'static str, program: &str, cidrs: u8, hook, frame: &Vec<u8>| -> Result<Variant> {
@@ -125,36 +123,11 @@ fn parameters(cidrs: u8) -> Parameters {
     Parameters::new(&nets.filter_map(|net| net.parse::<IpNet>().ok()).collect::<Vec<_>>())
 }
 
-/// Egress packets that the slot counted as external.
+/// Egress packets that the meters' slots counted as external. The storage variant charges the node's slot, for a test
+/// run's storage is 0.
 fn counted(programs: &Programs) -> Result<u64> {
-    let cpus = aya::util::nr_cpus().map_err(|(file, error)| anyhow::anyhow!("{file}: {error}"))?;
-    let stride = size_of::<Counters>() * cpus;
-    let (slots, mut keys) = (SLOT + 1, vec![0; SLOT as usize + 1]);
-    let mut values = vec![0; stride * slots as usize];
-    sys::array_lookup_batch(programs.map("COUNTERS")?, 0, slots, stride, &mut keys, &mut values)?;
-    let packets = std::mem::offset_of!(Counters, egress.tally.packets) + 8 * Class::External as usize;
-    let own = &values[SLOT as usize * stride..][..stride];
-    let cpus = own.chunks_exact(size_of::<Counters>()).filter_map(|cpu| cpu[packets..].first_chunk::<8>());
-    // The storage variant charges the node's slot, for a test run's storage is 0.
-    let node = values[..stride].chunks_exact(size_of::<Counters>()).filter_map(|cpu| cpu[packets..].first_chunk::<8>());
-    Ok(cpus.chain(node).map(|packets| u64::from_ne_bytes(*packets)).sum())
-}
-
-#[expect(unsafe_code, reason = "setns(2)")]
-fn enter(wires: &Wires) -> Result<()> {
-    use std::os::fd::AsRawFd as _;
-    // SAFETY: a descriptor that is open.
-    let done = unsafe { libc::setns(wires.node.open()?.as_raw_fd(), libc::CLONE_NEWNET) };
-    ensure!(done == 0, "setns: {}", std::io::Error::last_os_error());
-    Ok(())
-}
-
-#[expect(unsafe_code, reason = "if_nametoindex(3)")]
-fn ifindex(name: &str) -> Option<u32> {
-    let name = std::ffi::CString::new(name).ok()?;
-    // SAFETY: a C string.
-    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-    (index != 0).then_some(index)
+    let packets = |slot| anyhow::Ok(meter::counters(programs, slot)?.egress.packets[Class::External as usize]);
+    Ok(packets(SLOT)? + packets(NODE_SLOT)?)
 }
 
 /// A full-sized UDP packet behind an Ethernet header.
