@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -216,6 +216,11 @@ impl Agent {
     pub fn get(&self, path: &str) -> Result<String> {
         let url = format!("http://127.0.0.1:{}{path}", self.port);
         Ok(ureq::get(&url).call()?.body_mut().read_to_string()?)
+    }
+
+    /// Connects to the metrics port and says nothing.
+    pub fn connect(&self) -> Result<TcpStream> {
+        Ok(TcpStream::connect(("127.0.0.1", self.port))?)
     }
 
     /// The metrics of a sample that was taken after this call.

@@ -228,6 +228,24 @@ fn the_socket_is_for_root_and_the_port_tells_no_detail() -> Result<()> {
     Ok(())
 }
 
+/// Whoever can reach the port can keep scrapers away, but not the meters.
+#[test]
+fn idle_connections_take_no_descriptors_from_the_meters() -> Result<()> {
+    let world = World::new(CONFIG)?;
+    let _idle = (0..100).map(|_| world.agent().connect()).collect::<Result<Vec<_>>>()?;
+    let container = world.pods.container(1, 1)?;
+    eventually("the container is listed", Duration::from_secs(5), || {
+        let listed = world.agent().list()?.iter().any(|row| row.container_id == container.id);
+        ensure!(listed, "not yet");
+        Ok(())
+    })?;
+    let files = fs::read_dir(format!("/proc/{}/fd", world.agent().pid()))?.count();
+    ensure!(files < 64 + 100, "{files} open files");
+    // They are ended after a while, and the port serves again.
+    eventually("the port serves", Duration::from_mins(1), || world.agent().get("/healthz"))?;
+    Ok(())
+}
+
 #[test]
 fn what_an_overflowing_ring_lost_is_found_by_a_walk() -> Result<()> {
     // Three cgroups each; the ring has room for about 1,000 events.

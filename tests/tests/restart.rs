@@ -254,6 +254,23 @@ fn a_stop_is_quick_and_leaves_the_pins_and_cleanup_removes_them() -> Result<()> 
 }
 
 #[test]
+fn a_stop_is_heard_while_hundreds_of_meters_are_attached() -> Result<()> {
+    let mut world = World::new(CONFIG)?;
+    world.agent.take().context("the agent runs")?.signal(libc::SIGTERM)?;
+    for n in 0..500 {
+        world.pods.container(n, 1)?;
+    }
+    let agent = world.setup.spawn()?;
+    eventually("the port serves", Duration::from_secs(10), || agent.get("/healthz"))?;
+    ensure!(agent.get("/readyz").is_err(), "ready already: too few containers for this test");
+    let (code, took) = agent.signal(libc::SIGTERM)?;
+    ensure!(code == Some(0) && took < Duration::from_secs(1), "exit code {code:?} after {took:?}");
+    world.agent = Some(world.setup.start()?);
+    ensure!(world.agent().list()?.len() == 500, "{} meters", world.agent().list()?.len());
+    Ok(())
+}
+
+#[test]
 fn pins_of_another_layout_or_size_are_replaced_with_one_line() -> Result<()> {
     let mut world = World::new(CONFIG)?;
     let _sink = world.sink()?;

@@ -12,7 +12,7 @@ use guard_tests::{
 };
 use serde::Serialize;
 
-use super::table;
+use super::{judge, table};
 
 /// The time between two scrapes, as Prometheus is often set up.
 const SCRAPE: Duration = Duration::from_secs(15);
@@ -46,6 +46,10 @@ pub(crate) fn run(seconds: u64) -> Result<Report> {
         ]
     };
     table(&["containers", "CPU of a core", "RSS", "a sample", "start"], rows.iter().map(cells));
+    for row in rows.iter().filter(|row| row.containers == 250) {
+        judge("CPU at 250 containers", row.cpu_percent_of_a_core, 0.3, "% of a core");
+        judge("RSS at 250 containers", row.rss_mib, 20.0, "MiB");
+    }
     attach(rows)
 }
 
@@ -108,6 +112,7 @@ fn attach(rows: Vec<Row>) -> Result<Report> {
         100.0 * report.attach_within_10_ms,
         100.0 * of("_bucket{le=\"0.004\"}") / count,
     );
+    judge("containers not attached within 10 ms", 100.0 * (1.0 - report.attach_within_10_ms), 1.0, "%");
     Ok(report)
 }
 

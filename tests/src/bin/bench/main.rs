@@ -52,6 +52,12 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// Says whether a figure is what it has to be.
+fn judge(what: &str, figure: f64, most: f64, unit: &str) {
+    let verdict = if figure <= most { "reached" } else { "MISSED" };
+    println!("{verdict}: {what} {figure:.2} {unit}, at most {most} {unit}");
+}
+
 /// The middle of some figures.
 fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);

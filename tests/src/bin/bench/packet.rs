@@ -12,7 +12,7 @@ use guard_tests::{meter, net::Wires};
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{median, table};
+use super::{judge, median, table};
 
 /// Runs of each program in a round.
 const REPEAT: u32 = 200_000;
@@ -92,6 +92,10 @@ pub(crate) fn run(rounds: usize) -> Result<Report> {
         std::iter::once(row.name.to_owned()).chain(figures).collect()
     };
     table(&["ns per packet (median)", "ns", "over empty", "of hash's"], rows.iter().map(cells));
+    for row in rows.iter().filter(|row| row.name.starts_with("meter") && row.name.ends_with(" 4 CIDRs")) {
+        judge(row.name, row.over_empty, 12.0, "ns over empty");
+        judge(row.name, row.of_hash, 0.35, "of the hash's");
+    }
     load_costs(&programs, rows)
 }
 
