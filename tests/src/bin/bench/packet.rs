@@ -45,7 +45,8 @@ struct Variant {
 
 pub(crate) fn run(rounds: usize) -> Result<Report> {
     // A test run borrows an interface of this namespace, and lo is not counted.
-    let ifindex = Wires::new()?.node.enter()?;
+    let wires = Wires::new()?;
+    let ifindex = wires.node.enter()?;
     let programs = Programs::load(Options { object: BENCH_OBJECT, slots: SLOT + 1, log: false, pins: None })?;
     let (v4, v6) = (frame_v4([203, 0, 113, 2]), frame_v6());
     let load = |name: &'static str, program: &str, cidrs: u8, hook, frame: &Vec<u8>| -> Result<Variant> {
