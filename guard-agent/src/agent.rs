@@ -83,7 +83,7 @@ pub async fn run(options: Options, config: Config, shutdown: impl Future<Output 
     // Before the first walk, so that no cgroup is missed between the two.
     let events = kernel.events()?;
     let mut guard = Guard::new(kernel, watched, config.meters.max, metrics, snapshots)?;
-    guard.walk()?;
+    guard.try_walk()?;
     guard.say_if_idle();
     guard.sample()?;
     ready.send_replace(true);

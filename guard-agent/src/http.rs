@@ -39,7 +39,7 @@ use crate::{
 /// Connections that are served at once, on each of port and socket; further ones wait.
 const CONNECTIONS: usize = 64;
 
-/// How long a client may take to send a request's head, and so how long an idle connection is kept.
+/// How long a client may take to send a request's head.
 const HEAD: Duration = Duration::from_secs(10);
 
 /// How long a connection is kept at all: one that does not read its answer ends too.
@@ -119,7 +119,8 @@ pub async fn serve<L: Listener>(mut listener: L, router: Router) {
         let service = TowerToHyperService::new(router.clone());
         tokio::spawn(async move {
             let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEAD);
+            // A request each, so that the limit never cuts a later one off.
+            http.timer(TokioTimer::new()).header_read_timeout(HEAD).keep_alive(false);
             // However the client ends it: there is nobody to tell.
             let _ended = time::timeout(CONNECTION, http.serve_connection(TokioIo::new(stream), service)).await;
             drop(permit);

@@ -143,6 +143,8 @@ fn segmented(skb: *const __sk_buff) -> u64 {
     let (header, jumbo) = headers(skb);
     let len = len - jumbo;
     // A device may leave the counting to us: virtio's super-packets say only the segments' size.
+    // What a sender forged of its headers must not count beyond the packet.
+    let header = header.min(len);
     let segments = if segments == 0 && size != 0 { (len - header).div_ceil(size) } else { segments };
     if segments < 2 {
         return pack(len, 1);

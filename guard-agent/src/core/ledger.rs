@@ -111,6 +111,7 @@ impl Ledger {
         self.raw.copy_from_slice(raw);
         self.sampled_at = now;
         self.records = records;
+        let before = self.records[0].carry.egress;
         let absorbed: HashSet<u64> = self.records.iter().map(|r| r.absorbed).filter(|&id| id != 0).collect();
         let mut changed = Vec::new();
         for index in 1..self.records.len() {
@@ -126,6 +127,9 @@ impl Ledger {
         }
         self.unattributed = self.records[0].carry.egress;
         self.count_unattributed();
+        if self.unattributed != before {
+            changed.push(NODE);
+        }
         changed
     }
 

@@ -158,6 +158,18 @@ fn unattributed_never_goes_down() {
 }
 
 #[test]
+fn what_became_unattributed_while_no_agent_ran_is_kept_at_once() {
+    let mut ledger = Ledger::new(1);
+    ledger.sample(&[sent(10)], 1);
+    let mut next = Ledger::new(1);
+    // The node's pods sent 5 more; then the one after finds a node that was read too early.
+    assert_eq!(next.restore(ledger.records.clone(), &[sent(15), sent(0)], 2), [NODE]);
+    let mut last = Ledger::new(1);
+    assert_eq!(last.restore(next.records.clone(), &[sent(14), sent(0)], 3), []);
+    assert_eq!(last.unattributed().bytes, [0, 15]);
+}
+
+#[test]
 fn a_sample_reads_up_to_the_last_slot_in_use() {
     let mut ledger = Ledger::new(8);
     assert_eq!(ledger.in_use(), 1);

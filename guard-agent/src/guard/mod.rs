@@ -173,7 +173,6 @@ impl Guard {
     /// Compares the tree with the meters and repairs what differs. A tree that cannot be read is left as it was known,
     /// until the next walk.
     pub fn walk(&mut self) -> Result<(), MeterError> {
-        self.spare_failed = false;
         match self.try_walk() {
             Err(GuardError::Tree(error)) => {
                 self.metrics.walk_failures.inc();
@@ -185,7 +184,9 @@ impl Guard {
         }
     }
 
-    fn try_walk(&mut self) -> Result<(), GuardError> {
+    /// As [`Self::walk`], but says if the tree cannot be read.
+    pub fn try_walk(&mut self) -> Result<(), GuardError> {
+        self.spare_failed = false;
         self.find_pods_root()?;
         let found = self.watched.walk(self.pods_root_path())?;
         let there: HashSet<&str> = found.iter().map(|found| found.path.as_str()).collect();

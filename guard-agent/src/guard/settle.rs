@@ -10,6 +10,10 @@ use crate::{clock, core::ledger::Slot, kernel::meters::MeterError};
 impl Guard {
     /// Detaches the meter of the cgroup that was removed first and lingers, so that a new one can have its slot soon.
     pub(super) fn reclaim(&mut self) -> Result<(), MeterError> {
+        // One for each that waits is enough.
+        if self.meters.values().filter(|meter| !meter.counts()).count() >= self.refused.len() {
+            return Ok(());
+        }
         let lingering = self.meters.iter().filter_map(|(slot, meter)| match &meter.state {
             State::Draining(_, since) => Some((*since, *slot)),
             State::Attached(_) | State::Closing(_) => None,

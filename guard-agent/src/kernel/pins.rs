@@ -25,6 +25,9 @@ use crate::core::ledger::Slot;
 /// `BPF_FS_MAGIC` (`include/uapi/linux/magic.h`).
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
+/// What a mounted bpffs has in its root by itself.
+const BPFFS_OWN: [&str; 2] = ["maps.debug", "progs.debug"];
+
 /// Where distributions mount bpffs.
 const USUAL_MOUNT: &str = "/sys/fs/bpf";
 
@@ -95,7 +98,8 @@ impl Pins {
         if !root.try_exists().map_err(io_error("look for the folder", root))? {
             return Ok(None);
         }
-        if is_bpffs(root) { Self::lock(root).map(Some) } else { Err(PinError::NotBpffs(root.to_owned())) }
+        let root = fs::canonicalize(root).map_err(io_error("look for the folder", root))?;
+        if is_bpffs(&root) { Self::lock(&root).map(Some) } else { Err(PinError::NotBpffs(root)) }
     }
 
     fn lock(root: &Path) -> Result<Self, PinError> {
@@ -196,7 +200,10 @@ impl Pins {
             removed += remove(&path)?;
         }
         let Self { root, _lock } = self;
-        if root == Path::new(USUAL_MOUNT) {
+        // Whatever else is pinned there is somebody else's.
+        let entries = fs::read_dir(&root).map_err(io_error("read the folder", &root))?;
+        let others = entries.flatten().any(|entry| !BPFFS_OWN.iter().any(|own| entry.file_name() == *own));
+        if others || root == Path::new(USUAL_MOUNT) {
             return Ok(removed);
         }
         if is_mount_point(&root) {

@@ -56,7 +56,11 @@ pub fn cgroup_root(given: Option<&Path>) -> Result<PathBuf, HierarchyError> {
 /// Whether it is the root of the whole hierarchy: every other cgroup has this file, also where a cgroup namespace makes
 /// it look like a root.
 fn is_root(cgroup: &Path) -> bool {
-    !cgroup.join("cgroup.type").exists()
+    is_cgroup2(cgroup) && !cgroup.join("cgroup.type").exists()
+}
+
+fn is_cgroup2(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type as u64 == CGROUP2_MAGIC)
 }
 
 /// The mounts of cgroup v2 in the text of `/proc/self/mountinfo` (`proc(5)`), the usual one first.
