@@ -6,10 +6,11 @@ pub mod agent;
 pub mod client;
 pub mod clock;
 pub mod config;
-pub mod core;
 pub mod guard;
 pub mod http;
 pub mod kernel;
 pub mod metrics;
 pub mod node;
 pub mod snapshot;
+
+pub use guard_core as core;

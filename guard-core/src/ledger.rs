@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use guard_common::{NODE_SLOT, Tally, Totals};
 
-use super::{
+use crate::{
     identity::{Identity, Labels},
     usage::Rates,
 };
