@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn figures_appear_whole_under_their_labels() {
         let labels = Labels { namespace: String::new(), pod: "uid".into(), container: "a\"b".into() };
-        let unattributed = Tally { bytes: [10, 11], packets: [0; 2] };
+        let unattributed = Tally { bytes: [10, 11], ..Tally::default() };
         let programs = Some([
             ProgStats { runs: 12, run_nanos: 1_500_000_000, ..ProgStats::default() },
             ProgStats { runs: 13, ..ProgStats::default() },

@@ -10,7 +10,12 @@ fn each(a: [u64; 2], b: [u64; 2], f: fn(u64, u64) -> u64) -> [u64; 2] {
 
 impl Tally {
     fn each(self, other: Self, f: fn(u64, u64) -> u64) -> Self {
-        Self { bytes: each(self.bytes, other.bytes, f), packets: each(self.packets, other.packets, f) }
+        let Self { bytes, packets, dropped } = self;
+        Self {
+            bytes: each(bytes, other.bytes, f),
+            packets: each(packets, other.packets, f),
+            dropped: f(dropped, other.dropped),
+        }
     }
 }
 

@@ -6,9 +6,16 @@
 #![no_std]
 
 mod arithmetic;
+mod control;
+mod evidence;
+mod kill_switch;
+
+pub use control::{CONTAINED, Containment, Control, Limit, State, containment_kind};
+pub use evidence::{Destination, EVIDENCE_EPOCH, EVIDENCE_ROOM, INGRESS};
+pub use kill_switch::{Engagement, KillSwitch, SOURCES, WHO};
 
 /// Version of everything that is pinned: the maps' names, sizes and values. It names the folder in bpffs.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// How many CIDRs of each IP version the kernel programs compare a packet with, at most.
 pub const MAX_CIDRS: usize = 16;
@@ -42,6 +49,8 @@ pub struct Tally {
     pub bytes: [u64; 2],
     /// Wire packets (segments, not super-packets), by [`Class`].
     pub packets: [u64; 2],
+    /// Bytes that were not sent: a containment dropped them. Those of super-packets as they would have been on the wire.
+    pub dropped: u64,
 }
 
 /// Bytes and packets in both directions.
@@ -58,10 +67,12 @@ pub struct Totals {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Lane {
-    /// What is counted.
+    /// What is counted: what went its way.
     pub tally: Tally,
-    /// Room for credit and drops.
-    pub reserved: [u64; 4],
+    /// How far `tally.bytes` may go on this CPU before the slow path is asked, by [`Class`]: the CPU's credit.
+    pub mark: [u64; 2],
+    /// The [`Control::gate`] under which `mark` was given.
+    pub seen: u64,
 }
 const _: () = assert!(size_of::<Lane>() == 64);
 
@@ -105,7 +116,7 @@ pub struct MeterRecord {
     /// The owner's path from the root of the hierarchy.
     pub path: [u8; RECORD_PATH],
 }
-const _: () = assert!(size_of::<MeterRecord>() == 32 + 3 * 64 + 8 + RECORD_PATH);
+const _: () = assert!(size_of::<MeterRecord>() == 32 + 3 * 80 + 8 + RECORD_PATH);
 
 /// The constants that the agent writes into the instructions of each meter's programs.
 ///
@@ -119,7 +130,9 @@ pub mod parameter {
     pub const V4_LEN: u64 = 1;
     /// How many IPv6 CIDRs are in use.
     pub const V6_LEN: u64 = 2;
-    const V4: u64 = 3;
+    /// What a program writes into the mark of a packet that it drops, for the node's program, which runs all the same.
+    pub const DROPPED_MARK: u64 = 3;
+    const V4: u64 = 4;
     const V6: u64 = V4 + MAX_CIDRS as u64 * 2;
     /// How many parameters there are.
     pub const COUNT: u64 = V6 + MAX_CIDRS as u64 * 4;
@@ -165,12 +178,16 @@ pub mod parameter {
 /// Room for a cgroup's path in an event.
 pub const EVENT_PATH: usize = 488;
 
-/// What happened to a cgroup.
+/// What a record of the ring buffer tells. Every record begins with the instant and one of these.
 pub mod event_kind {
-    /// It was made (`cgroup_mkdir`).
+    /// A cgroup was made (`cgroup_mkdir`): a [`CgroupEvent`](super::CgroupEvent).
     pub const MKDIR: u32 = 1;
-    /// It was removed (`cgroup_rmdir`).
+    /// A cgroup was removed (`cgroup_rmdir`): a [`CgroupEvent`](super::CgroupEvent).
     pub const RMDIR: u32 = 2;
+    /// A meter's egress bucket is empty: a [`BreachEvent`](super::BreachEvent).
+    pub const EGRESS: u32 = 3;
+    /// A meter's ingress bucket is empty: a [`BreachEvent`](super::BreachEvent).
+    pub const INGRESS: u32 = 4;
 }
 
 /// A record of the ring buffer: a cgroup was made or removed.
@@ -187,3 +204,18 @@ pub struct CgroupEvent {
     pub path: [u8; EVENT_PATH],
 }
 const _: () = assert!(size_of::<CgroupEvent>() == 504);
+
+/// A record of the ring buffer: a packet found the bucket of its meter empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct BreachEvent {
+    /// `CLOCK_MONOTONIC` at the packet, in nanoseconds.
+    pub at: u64,
+    /// One of [`event_kind`].
+    pub kind: u32,
+    /// The meter's slot.
+    pub slot: u32,
+    /// [`Control::owner`] of the slot at that time.
+    pub owner: u64,
+}
+const _: () = assert!(size_of::<BreachEvent>() == 24);

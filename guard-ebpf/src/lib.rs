@@ -13,3 +13,4 @@ pub mod maps;
 pub mod meter;
 mod packet;
 mod parameter;
+pub mod police;

@@ -11,19 +11,33 @@ use aya_ebpf::{
 use guard_common::event_kind;
 use guard_ebpf::{
     cgroup,
+    maps::{POLICE_EGRESS, POLICE_INGRESS},
     meter::{Direction, count, own_slot},
+    police,
 };
 
 /// Attached to every metered cgroup, one copy each.
 #[cgroup_skb(egress)]
 pub fn meter_egress(ctx: SkBuffContext) -> i32 {
-    count(&ctx, Direction::Egress, own_slot)
+    count(&ctx, Direction::Egress, own_slot, &POLICE_EGRESS)
 }
 
 /// Attached to every metered cgroup, one copy each.
 #[cgroup_skb(ingress)]
 pub fn meter_ingress(ctx: SkBuffContext) -> i32 {
-    count(&ctx, Direction::Ingress, own_slot)
+    count(&ctx, Direction::Ingress, own_slot, &POLICE_INGRESS)
+}
+
+/// Takes over from all meters' egress programs.
+#[cgroup_skb(egress)]
+pub fn police_egress(ctx: SkBuffContext) -> i32 {
+    police::egress(&ctx)
+}
+
+/// Takes over from all meters' ingress programs.
+#[cgroup_skb(ingress)]
+pub fn police_ingress(ctx: SkBuffContext) -> i32 {
+    police::ingress(&ctx)
 }
 
 /// A cgroup was made.

@@ -7,7 +7,7 @@ use core::{ffi::c_void, mem::MaybeUninit};
 
 use aya_ebpf::{bindings::__sk_buff, helpers::bpf_skb_load_bytes};
 use guard_common::{
-    Class,
+    Class, Destination,
     parameter::{MASK, NET, V4_LEN, V6_LEN, v4, v6},
 };
 
@@ -205,4 +205,32 @@ fn fragmented(skb: *const __sk_buff, len: u32, linear: u32) -> u64 {
     }
     let count = (len - header).div_ceil(payload);
     pack(len + (count - 1) * header + count * per_fragment, count)
+}
+
+/// The packet's peer: its address, protocol and port.
+#[inline(always)]
+pub(crate) fn destination(skb: *const __sk_buff, direction: Direction) -> Destination {
+    let mut found = Destination::default();
+    let egress = matches!(direction, Direction::Egress);
+    let first = load::<u8>(skb, 0).unwrap_or(0);
+    let transport = if first >> 4 == 4 {
+        if let Some(address) = load::<[u8; 4]>(skb, if egress { 16 } else { 12 }) {
+            found.address[10..12].copy_from_slice(&[0xff; 2]);
+            found.address[12..].copy_from_slice(&address);
+        }
+        found.protocol = load::<u8>(skb, 9).unwrap_or(0);
+        u32::from(first & 0xf) * 4
+    } else {
+        if let Some(address) = load::<[u8; 16]>(skb, if egress { 24 } else { 8 }) {
+            found.address = address;
+        }
+        found.protocol = load::<u8>(skb, 6).unwrap_or(0);
+        IPV6_HEADER as u32
+    };
+    if matches!(found.protocol, IPPROTO_TCP | IPPROTO_UDP | IPPROTO_SCTP)
+        && let Some(port) = load::<[u8; 2]>(skb, transport + if egress { 2 } else { 0 })
+    {
+        found.port = u16::from_be_bytes(port);
+    }
+    found
 }

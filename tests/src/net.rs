@@ -169,6 +169,22 @@ impl Wires {
         Ok(wires)
     }
 
+    /// Turns segmentation offload on, as it is on a real node: the hook then sees super-packets.
+    pub fn offload(&self) -> Result<()> {
+        for Namespace { name, device } in [&self.node, &self.world] {
+            run(&format!("ip netns exec {name} ethtool -K {device} tso on gso on gro on tx-udp-segmentation on"))?;
+        }
+        Ok(())
+    }
+
+    /// Makes every packet take so many milliseconds longer in each direction.
+    pub fn delay(&self, millis: u32) -> Result<()> {
+        for Namespace { name, device } in [&self.node, &self.world] {
+            run(&format!("ip netns exec {name} tc qdisc add dev {device} root netem delay {millis}ms limit 100000"))?;
+        }
+        Ok(())
+    }
+
     /// Waits until nothing moves on the wire.
     pub fn quiet(&self) -> Result<()> {
         let mut last = self.node.interface()?;

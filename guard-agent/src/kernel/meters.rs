@@ -15,6 +15,7 @@ use guard_common::{Counters, MeterRecord, Totals};
 use ipnet::IpNet;
 
 use super::{
+    controls::Controls,
     events::{CgroupEvents, KernelLog},
     object::{OBJECT, ObjectError, Options, Parameters, Programs},
     pins::{PinError, Pins},
@@ -58,6 +59,9 @@ pub enum MeterError {
         /// What the kernel answered.
         cause: ProgramError,
     },
+    /// The controls cannot be mapped into memory.
+    #[error("cannot map the meters' controls into memory: {0}")]
+    Controls(io::Error),
     /// How many CPUs there may be is not known.
     #[error("cannot read {0}: {1}")]
     Cpus(&'static str, io::Error),
@@ -89,6 +93,8 @@ pub struct Links {
 pub struct Meters {
     programs: Programs,
     parameters: Parameters,
+    /// Limits and containments.
+    pub controls: Controls,
     pins: Pins,
     /// Each slot's programs, egress and ingress, once it was used: they are the same for every owner.
     loaded: Vec<Option<[OwnedFd; 2]>>,
@@ -102,12 +108,13 @@ impl Meters {
     /// taken over.
     pub fn load(pins: Pins, cidrs: &[IpNet], meters: u32, log: bool) -> Result<Self, MeterError> {
         let slots = meters + 1;
-        let dir = pins.layout_dir();
-        let programs = Programs::load(Options { object: OBJECT, slots, log, pins: Some(&dir) })?;
+        let programs = Programs::load(Options { object: OBJECT, slots, log, pins: Some(&pins.maps()) })?;
+        let controls = Controls::open(programs.map("CONTROLS")?, slots).map_err(MeterError::Controls)?;
         let cpus = aya::util::nr_cpus().map_err(|(file, error)| MeterError::Cpus(file, error))?;
         let loaded = (0..slots).map(|_| None).collect();
-        let parameters = Parameters::new(cidrs);
-        Ok(Self { programs, parameters, pins, loaded, cpus, keys: Vec::new(), values: Vec::new() })
+        let parameters = Parameters::new(cidrs).with_dropped_mark(controls.dropped_mark());
+        programs.load_police(&parameters)?;
+        Ok(Self { programs, parameters, controls, pins, loaded, cpus, keys: Vec::new(), values: Vec::new() })
     }
 
     /// Starts to receive cgroup events.
@@ -305,7 +312,11 @@ pub fn sum(cpus: &[u8]) -> Totals {
     for (index, value) in values.iter().enumerate() {
         words[index % WORDS] += u64::from_ne_bytes(*value);
     }
-    let tally = |lane: &[u64]| guard_common::Tally { bytes: [lane[0], lane[1]], packets: [lane[2], lane[3]] };
+    let tally = |lane: &[u64]| guard_common::Tally {
+        bytes: [lane[0], lane[1]],
+        packets: [lane[2], lane[3]],
+        dropped: lane[4],
+    };
     Totals { egress: tally(&words[..LANE]), ingress: tally(&words[LANE..]) }
 }
 
@@ -318,7 +329,7 @@ mod tests {
         let words: Vec<u8> = (0..48u64).flat_map(u64::to_ne_bytes).collect();
         let totals = sum(&words);
         // Three CPUs of 16 words each: word i is i + (i + 16) + (i + 32).
-        assert_eq!((totals.egress.bytes, totals.egress.packets), ([48, 51], [54, 57]));
+        assert_eq!((totals.egress.bytes, totals.egress.packets, totals.egress.dropped), ([48, 51], [54, 57], 60));
         assert_eq!((totals.ingress.bytes, totals.ingress.packets), ([72, 75], [78, 81]));
     }
 }

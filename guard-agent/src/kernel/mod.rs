@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "the bpf(2) calls that aya does not offer, and plain data from and to maps")]
 
+pub mod controls;
 pub mod events;
 pub mod meters;
 pub mod object;

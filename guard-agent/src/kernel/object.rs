@@ -5,7 +5,7 @@ use std::{
     ffi::CString,
     net::Ipv4Addr,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
-    path::Path,
+    path::PathBuf,
 };
 
 use aya::{
@@ -48,11 +48,27 @@ pub struct Options<'a> {
     /// Let the programs write diagnostics for [`aya_log`]; off, the verifier removes that code.
     pub log: bool,
     /// Where the maps that outlive the agent are pinned, or opened if they are.
-    pub pins: Option<&'a Path>,
+    pub pins: Option<&'a Pinned>,
 }
 
-/// Maps that outlive the agent, by name.
-pub const PINNED_MAPS: [&str; 2] = ["COUNTERS", "METERS"];
+/// Where maps are pinned.
+#[derive(Clone, Debug)]
+pub struct Pinned {
+    /// The folder of the maps of this layout.
+    pub layout: PathBuf,
+    /// The kill switch's map.
+    pub kill_switch: PathBuf,
+}
+
+/// Maps with an entry per slot. They outlive the agent.
+pub const PER_SLOT: [&str; 3] = ["COUNTERS", "CONTROLS", "METERS"];
+
+/// Each hook's map of the program that all its meters hand packets over to, and that program. They outlive the agent.
+pub const POLICE: [(Hook, &str, &str); 2] =
+    [(Hook::Egress, "POLICE_EGRESS", "police_egress"), (Hook::Ingress, "POLICE_INGRESS", "police_ingress")];
+
+/// The map that outlives the agent's versions too.
+pub const KILL_SWITCH: &str = "KILL_SWITCH";
 
 /// The loaded object.
 #[derive(Debug)]
@@ -69,10 +85,14 @@ impl Programs {
         let level = if log { aya_log::Level::Trace as u8 } else { 0 };
         let mut loader = EbpfLoader::new();
         loader.override_global(aya_log::LEVEL, &level, false);
-        loader.map_max_entries("COUNTERS", slots).map_max_entries("METERS", slots);
-        let pins: Vec<_> = pins.iter().flat_map(|dir| PINNED_MAPS.map(|name| (name, dir.join(name)))).collect();
-        for (name, path) in &pins {
-            loader.map_pin_path(name, path.as_path());
+        for name in PER_SLOT {
+            loader.map_max_entries(name, slots);
+        }
+        if let Some(Pinned { layout, kill_switch }) = pins {
+            for name in PER_SLOT.into_iter().chain(POLICE.map(|(_, map, _)| map)) {
+                loader.map_pin_path(name, layout.join(name));
+            }
+            loader.map_pin_path(KILL_SWITCH, kill_switch);
         }
         let ebpf = loader.load(object)?;
         let object = relocate(object, &ebpf)?;
@@ -89,6 +109,15 @@ impl Programs {
         parameters.write_into(&mut instructions);
         let license: CString = program.license.clone();
         Ok(sys::prog_load(&instructions, &license, hook)?)
+    }
+
+    /// Loads the programs that the meters hand packets over to, and puts them in their places.
+    pub fn load_police(&self, parameters: &Parameters) -> Result<(), ObjectError> {
+        for (hook, map, name) in POLICE {
+            let program = self.load_program(name, parameters, hook)?;
+            sys::program_array_set(self.map(map)?, 0, program.as_fd())?;
+        }
+        Ok(())
     }
 
     /// A map's descriptor.
@@ -156,6 +185,13 @@ impl Parameters {
         Self(values)
     }
 
+    /// With the mark of packets that are dropped.
+    #[must_use]
+    pub fn with_dropped_mark(mut self, mark: u32) -> Self {
+        self.0[parameter::DROPPED_MARK as usize] = mark.into();
+        self
+    }
+
     /// The parameters of the meter with this slot.
     #[must_use]
     pub fn with_slot(mut self, slot: u32) -> Self {
@@ -184,6 +220,8 @@ fn map_data(map: &Map) -> Option<&MapData> {
     match map {
         Map::Array(data)
         | Map::CgroupStorage(data)
+        | Map::LruHashMap(data)
+        | Map::ProgramArray(data)
         | Map::PerCpuArray(data)
         | Map::PerCpuHashMap(data)
         | Map::RingBuf(data) => Some(data),

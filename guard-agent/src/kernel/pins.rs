@@ -17,7 +17,7 @@ use rustix::{
 };
 
 use super::{
-    object::PINNED_MAPS,
+    object::{PER_SLOT, Pinned},
     sys::{self, Hook},
 };
 use crate::core::ledger::Slot;
@@ -117,6 +117,11 @@ impl Pins {
         self.root.join(format!("v{LAYOUT}"))
     }
 
+    /// Where maps are pinned.
+    pub fn maps(&self) -> Pinned {
+        Pinned { layout: self.layout_dir(), kill_switch: self.root.join("kill-switch") }
+    }
+
     fn link_path(&self, slot: Slot, hook: Hook) -> PathBuf {
         let hook = match hook {
             Hook::Egress => "egress",
@@ -147,7 +152,7 @@ impl Pins {
                 replaced.push(format!("pins of another version ({})", path.display()));
             }
         }
-        let maps = PINNED_MAPS.map(|name| open(&self.layout_dir().join(name)));
+        let maps = PER_SLOT.map(|name| open(&self.layout_dir().join(name)));
         let mut sizes = Vec::new();
         for map in maps {
             if let Some(map) = map? {
@@ -160,7 +165,7 @@ impl Pins {
         if let Some(size) = other_size {
             remove(&self.layout_dir())?;
             replaced.push(format!("pins with room for {} meters instead of {}", size - 1, slots - 1));
-        } else if sizes.len() < PINNED_MAPS.len() && self.layout_dir().exists() && remove(&self.layout_dir())? > 0 {
+        } else if sizes.len() < PER_SLOT.len() && self.layout_dir().exists() && remove(&self.layout_dir())? > 0 {
             replaced.push("pins of which a part is missing".into());
         }
         let links = self.layout_dir().join("links");

@@ -9,12 +9,14 @@ use aya_ebpf::{
     EbpfContext as _,
     helpers::bpf_skb_cgroup_id,
     macros::{cgroup_skb, map},
-    maps::{Array, CgroupStorage, PerCpuHashMap},
+    maps::{Array, CgroupStorage, PerCpuHashMap, ProgramArray},
     programs::SkBuffContext,
 };
 use guard_ebpf::{
     atomic,
+    maps::{POLICE_EGRESS, POLICE_INGRESS},
     meter::{Direction, PASS, count, own_slot},
+    police,
 };
 
 /// Bytes and packets of a cgroup, as a simple tool would keep them.
@@ -32,6 +34,10 @@ static USAGE: PerCpuHashMap<u64, Usage> = PerCpuHashMap::with_max_entries(4096, 
 #[map]
 static ACCOUNTING: Array<u64> = Array::with_max_entries(2, 0);
 
+/// Empty: programs of one array have the same storages.
+#[map]
+static POLICE_STORAGE: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
 /// The floor: what it costs to run any program at all.
 #[cgroup_skb(egress)]
 pub fn empty(_: SkBuffContext) -> i32 {
@@ -41,13 +47,25 @@ pub fn empty(_: SkBuffContext) -> i32 {
 /// The agent's own program.
 #[cgroup_skb(egress)]
 pub fn meter_egress(ctx: SkBuffContext) -> i32 {
-    count(&ctx, Direction::Egress, own_slot)
+    count(&ctx, Direction::Egress, own_slot, &POLICE_EGRESS)
 }
 
 /// The agent's own program.
 #[cgroup_skb(ingress)]
 pub fn meter_ingress(ctx: SkBuffContext) -> i32 {
-    count(&ctx, Direction::Ingress, own_slot)
+    count(&ctx, Direction::Ingress, own_slot, &POLICE_INGRESS)
+}
+
+/// The agent's own program.
+#[cgroup_skb(egress)]
+pub fn police_egress(ctx: SkBuffContext) -> i32 {
+    police::egress(&ctx)
+}
+
+/// The agent's own program.
+#[cgroup_skb(ingress)]
+pub fn police_ingress(ctx: SkBuffContext) -> i32 {
+    police::ingress(&ctx)
 }
 
 /// The same meter as one program for all cgroups, with the slot in cgroup storage. Storage holds slot + 1, but a test
@@ -60,7 +78,7 @@ pub fn storage(ctx: SkBuffContext) -> i32 {
     if slot == u32::MAX {
         return PASS;
     }
-    count(&ctx, Direction::Egress, || slot)
+    count(&ctx, Direction::Egress, || slot, &POLICE_STORAGE)
 }
 
 /// A per-CPU hash keyed by the cgroup's id: what most tools do.

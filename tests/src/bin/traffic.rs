@@ -59,6 +59,9 @@ struct UdpSend {
     /// Wait for a line on stdin once the sockets are made
     #[arg(long)]
     wait: bool,
+    /// Go on when the kernel refuses a datagram (EPERM)
+    #[arg(long)]
+    stubborn: bool,
 }
 
 #[derive(Args)]
@@ -99,10 +102,13 @@ struct TcpSend {
     #[arg(long)]
     to: SocketAddr,
     /// Bytes of each connection
-    #[arg(long)]
+    #[arg(long, default_value_t = usize::MAX)]
     bytes: usize,
     #[arg(long, default_value_t = 1)]
     connections: usize,
+    /// End after so many seconds, however much was sent
+    #[arg(long)]
+    seconds: Option<f64>,
     /// Size of each write
     #[arg(long, default_value_t = 65536)]
     write: usize,
@@ -116,7 +122,7 @@ struct TcpSink {
     #[arg(long)]
     bind: SocketAddr,
     /// Bytes after which a connection is closed
-    #[arg(long)]
+    #[arg(long, default_value_t = usize::MAX)]
     bytes: usize,
     /// How many connections are taken
     #[arg(long, default_value_t = 1)]
@@ -124,6 +130,9 @@ struct TcpSink {
     /// Close only when the other side has, and so many milliseconds later
     #[arg(long)]
     after_end: Option<u64>,
+    /// Take what comes until the other side closes, and fail if nothing comes for so many milliseconds
+    #[arg(long)]
+    patience: Option<u64>,
 }
 
 /// Room for what arrives while the receiver does not run.
@@ -188,6 +197,9 @@ fn udp_send_thread(send: &UdpSend) -> Result<()> {
         let socket = &sockets[index % sockets.len()];
         // A full queue is waited for, never skipped: what was asked for is sent.
         while let Err(error) = socket.send(&payload[..*size]) {
+            if send.stubborn && error.kind() == std::io::ErrorKind::PermissionDenied {
+                break;
+            }
             ensure!(
                 error.raw_os_error() == Some(libc::ENOBUFS) || error.kind() == std::io::ErrorKind::ConnectionRefused,
                 "send: {error}"
@@ -288,7 +300,8 @@ fn tcp_send_thread(send: &TcpSend) -> Result<()> {
     let mut stream = TcpStream::connect(send.to).with_context(|| format!("connect to {}", send.to))?;
     let chunk = vec![0xc3; send.write];
     let mut left = send.bytes;
-    while left > 0 {
+    let start = Instant::now();
+    while left > 0 && send.seconds.is_none_or(|seconds| start.elapsed().as_secs_f64() < seconds) {
         let len = left.min(chunk.len());
         stream.write_all(&chunk[..len])?;
         left -= len;
@@ -297,6 +310,12 @@ fn tcp_send_thread(send: &TcpSend) -> Result<()> {
         let rest = stream.read(&mut [0])?;
         ensure!(rest == 0, "the sink answered");
     }
+    Ok(())
+}
+
+fn take_all(stream: &mut TcpStream, buffer: &mut [u8], patience: Duration) -> Result<()> {
+    stream.set_read_timeout(Some(patience))?;
+    while stream.read(buffer).with_context(|| format!("nothing came for {patience:?}"))? > 0 {}
     Ok(())
 }
 
@@ -309,6 +328,9 @@ fn tcp_sink(sink: &TcpSink) -> Result<()> {
             let (mut stream, _) = listener.accept()?;
             threads.push(scope.spawn(move || -> Result<()> {
                 let mut buffer = vec![0; 1 << 18];
+                if let Some(patience) = sink.patience {
+                    return take_all(&mut stream, &mut buffer, Duration::from_millis(patience));
+                }
                 let mut left = sink.bytes;
                 while left > 0 {
                     let len = stream.read(&mut buffer)?;

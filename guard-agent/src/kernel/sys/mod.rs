@@ -201,6 +201,27 @@ pub(super) fn percpu_array_create(value_size: u32, max_entries: u32) -> Result<O
 }
 
 #[repr(C)]
+struct MapElem {
+    map_fd: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Puts a program into a program array (`BPF_MAP_UPDATE_ELEM`); the array holds it from then on.
+pub fn program_array_set(map: BorrowedFd<'_>, index: u32, program: BorrowedFd<'_>) -> Result<(), BpfError> {
+    let value = program.as_raw_fd() as u32;
+    let mut attr = MapElem {
+        map_fd: map.as_raw_fd() as u32,
+        key: std::ptr::from_ref(&index) as u64,
+        value: std::ptr::from_ref(&value) as u64,
+        flags: 0,
+    };
+    // SAFETY: key and value are of the map's sizes, four bytes each.
+    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, "MAP_UPDATE_ELEM", &mut attr).map(drop) }
+}
+
+#[repr(C)]
 struct ObjPath {
     pathname: u64,
     bpf_fd: u32,

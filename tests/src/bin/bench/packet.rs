@@ -3,11 +3,13 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, ensure};
+use guard_agent::core::ledger::Slot;
 use guard_agent::kernel::{
+    controls::{Controls, Orders},
     object::{BENCH_OBJECT, Options, Parameters, Programs},
     sys::{self, Hook, TestPacket},
 };
-use guard_common::{Class, NODE_SLOT};
+use guard_common::{Class, Containment, Limit, NODE_SLOT, containment_kind};
 use guard_tests::{meter, net::Wires};
 use ipnet::IpNet;
 use serde::Serialize;
@@ -19,6 +21,13 @@ const REPEAT: u32 = 200_000;
 
 /// Slot that the meters of the benchmark charge.
 const SLOT: u32 = 7;
+
+/// Slots with orders of their own.
+const ARMED: u32 = 8;
+const BREACHED: u32 = 9;
+const THROTTLED: u32 = 10;
+const BLOCKED: u32 = 11;
+const SLOTS: u32 = 12;
 
 #[derive(Serialize)]
 pub(crate) struct Row {
@@ -47,13 +56,17 @@ pub(crate) fn run(rounds: usize) -> Result<Report> {
     // A test run borrows an interface of this namespace, and lo is not counted.
     let wires = Wires::new()?;
     let ifindex = wires.node.enter()?;
-    let programs = Programs::load(Options { object: BENCH_OBJECT, slots: SLOT + 1, log: false, pins: None })?;
+    let programs = Programs::load(Options { object: BENCH_OBJECT, slots: SLOTS, log: false, pins: None })?;
+    let controls = Controls::open(programs.map("CONTROLS")?, SLOTS)?;
+    orders(&controls);
+    programs.load_police(&parameters(4).with_dropped_mark(1))?;
     let (v4, v6) = (frame_v4([203, 0, 113, 2]), frame_v6());
-    let load = |name: &'static str, program: &str, cidrs: u8, hook, frame: &Vec<u8>| -> Result<Variant> {
-        let parameters = parameters(cidrs).with_slot(SLOT);
+    let load_for = |slot, name: &'static str, program: &str, cidrs: u8, hook, frame: &Vec<u8>| -> Result<Variant> {
+        let parameters = parameters(cidrs).with_dropped_mark(1).with_slot(slot);
         let program = programs.load_program(program, &parameters, hook)?;
         Ok(Variant { name, program, frame: frame.clone(), times: vec![] })
     };
+    let load = |name, program, cidrs, hook, frame| load_for(SLOT, name, program, cidrs, hook, frame);
     let mut variants = [
         load("empty program", "empty", 0, Hook::Egress, &v4)?,
         load("meter, egress, IPv4, 4 CIDRs", "meter_egress", 4, Hook::Egress, &v4)?,
@@ -64,13 +77,18 @@ pub(crate) fn run(rounds: usize) -> Result<Report> {
         load("one program, slot in cgroup storage", "storage", 4, Hook::Egress, &v4)?,
         load("per-CPU hash by cgroup id", "hash", 0, Hook::Egress, &v4)?,
         load("two atomic counters (systemd)", "accounting", 0, Hook::Egress, &v4)?,
+        load_for(ARMED, "meter, egress, IPv4, limits armed, 4 CIDRs", "meter_egress", 4, Hook::Egress, &v4)?,
+        load_for(BREACHED, "in breach, not contained", "meter_egress", 4, Hook::Egress, &v4)?,
+        load_for(THROTTLED, "throttled, most dropped", "meter_egress", 4, Hook::Egress, &v4)?,
+        load_for(BLOCKED, "blocked", "meter_egress", 4, Hook::Egress, &v4)?,
     ];
     let before = counted(&programs)?;
     for _ in 0..rounds {
         for variant in &mut variants {
             let packet = TestPacket { frame: &variant.frame, ifindex, gso: None };
             let (verdict, nanos) = sys::prog_test_run(variant.program.as_fd(), packet, REPEAT)?;
-            ensure!(verdict == 1, "{} does not let the packet pass", variant.name);
+            let passes = !variant.name.contains("throttled") && !variant.name.contains("blocked");
+            ensure!(!passes || verdict == 1, "{} does not let the packet pass", variant.name);
             variant.times.push(f64::from(nanos));
         }
     }
@@ -98,6 +116,21 @@ pub(crate) fn run(rounds: usize) -> Result<Report> {
         judge(row.name, row.of_hash, 0.35, "of the hash's");
     }
     load_costs(&programs, rows)
+}
+
+/// What each slot's programs are told.
+fn orders(controls: &Controls) {
+    let limit = |rate: u64, quantum| Limit { rate, depth: 1_000_000_000, quantum, classes: 3 };
+    let unlimited = limit(0, 1 << 30);
+    let far = limit(1 << 40, 64 << 10);
+    for (slot, egress) in [(SLOT, unlimited), (ARMED, far), (BREACHED, limit(1000, 4096)), (THROTTLED, far), (BLOCKED, far)] {
+        controls.assign(Slot(slot), slot.into(), Orders { egress, ingress: unlimited, ..Orders::default() });
+    }
+    let hold = |slot, kind| {
+        controls.contain(Slot(slot), Containment { kind, rate: 1 << 20, until: u64::MAX, since: 1 });
+    };
+    hold(THROTTLED, containment_kind::THROTTLE);
+    hold(BLOCKED, containment_kind::BLOCK);
 }
 
 /// What a meter's programs cost when they are loaded.

@@ -1,0 +1,382 @@
+//! The slow path: what happens when a CPU's credit is used up, and to a meter that is contained.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::__sk_buff,
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_boot_ns, bpf_ktime_get_ns},
+    programs::SkBuffContext,
+};
+use guard_common::{
+    BreachEvent, CONTAINED, Containment, Control, EVIDENCE_EPOCH, INGRESS, Lane, Limit, State, containment_kind,
+    event_kind, parameter::DROPPED_MARK,
+};
+
+use crate::{
+    atomic::{add, load, replace, store},
+    maps::{CONTROLS, COUNTERS, EVENTS, EVENTS_LOST, EVIDENCE, KILL_SWITCH},
+    meter::{Direction, Handover, PASS, charge},
+    packet, parameter,
+};
+
+/// The sender gets `EPERM`.
+const REFUSE: i32 = 0;
+/// The packet is dropped as a full queue would drop it: TCP slows down.
+const DROP: i32 = 2;
+
+/// How often a CPU tries to get tokens while others take some, at most.
+const TRIES: u32 = 16;
+
+/// How much of a throttle's tokens may be saved up: what a TCP connection of which every packet was dropped needs to
+/// go on at its rate after the 200 ms of its timer.
+const THROTTLE_DEPTH: u64 = 250_000_000;
+
+/// The least time between two events of one bucket.
+const TELL_AGAIN: u64 = 1_000_000_000;
+
+/// More than any packet has; what is spent at once stays below it, so that its time fits a word.
+const MOST: u64 = 1 << 32;
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Whether a packet that is sent is one for [`egress`]: its meter is contained, its limits are new, or its CPU's credit is
+/// used up.
+///
+/// # Safety
+///
+/// The pointers are the maps' values.
+#[inline(always)]
+pub(crate) unsafe fn stops_egress(lane: *const Lane, control: *const Control, class: usize, bytes: u64) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { load(&raw const (*lane).seen) != load(&raw const (*control).gate) || used_up(lane, class, bytes) }
+}
+
+/// Whether this CPU's credit does not cover a packet.
+///
+/// # Safety
+///
+/// The pointer is the map's value.
+#[inline(always)]
+pub(crate) unsafe fn used_up(lane: *const Lane, class: usize, bytes: u64) -> bool {
+    // SAFETY: the caller's promise; a class is 0 or 1.
+    unsafe {
+        let counted = load((&raw const (*lane).tally.bytes).cast::<u64>().add(class));
+        counted + bytes > load((&raw const (*lane).mark).cast::<u64>().add(class))
+    }
+}
+
+/// A packet, and the meter that it belongs to.
+struct Case {
+    skb: *const __sk_buff,
+    lane: *mut Lane,
+    control: *mut Control,
+    class: usize,
+    bytes: u64,
+    packets: u64,
+    now: u64,
+}
+
+impl Case {
+    /// Takes a packet over from its meter's program.
+    #[inline(always)]
+    fn open(ctx: &SkBuffContext, direction: Direction) -> Option<Self> {
+        let skb: *const __sk_buff = ctx.as_ptr().cast();
+        let Handover { slot, class, bytes, packets } = Handover::read(skb);
+        let (counters, control) = (COUNTERS.get_ptr_mut(slot)?, CONTROLS.get_ptr_mut(slot)?);
+        // SAFETY: the map's value of this slot and CPU, not null; the helper takes no arguments.
+        let (lane, now): (*mut Lane, u64) = unsafe {
+            let lane = match direction {
+                Direction::Egress => &raw mut (*counters).egress,
+                Direction::Ingress => &raw mut (*counters).ingress,
+            };
+            (lane, bpf_ktime_get_boot_ns())
+        };
+        let (class, bytes, packets) = ((class & 1) as usize, bytes.into(), packets.into());
+        Some(Self { skb, lane, control, class, bytes, packets, now })
+    }
+
+    /// Counts the packet and lets it go.
+    #[inline(always)]
+    fn pass(&self) -> i32 {
+        // SAFETY: the map's value.
+        unsafe { charge(self.lane, self.class, self.bytes, self.packets) };
+        PASS
+    }
+
+    /// Counts the packet as dropped.
+    #[inline(always)]
+    fn drop(&self, verdict: i32) -> i32 {
+        // SAFETY: the map's value; the context of a cgroup_skb program.
+        unsafe {
+            add(&raw mut (*self.lane).tally.dropped, self.bytes);
+            // The node's program runs too, and must not count it.
+            (*self.skb.cast_mut()).mark = parameter!(DROPPED_MARK) as u32;
+        }
+        verdict
+    }
+}
+
+/// What becomes of a packet that is sent: a verdict of an egress program.
+#[inline(always)]
+pub fn egress(ctx: &SkBuffContext) -> i32 {
+    let Some(case) = Case::open(ctx, Direction::Egress) else { return PASS };
+    let Case { lane, control, now, .. } = case;
+    // SAFETY: the maps' values of this slot and CPU, not null.
+    unsafe {
+        let mut gate = load(&raw const (*control).gate);
+        let off = kill_switch();
+        if gate & CONTAINED != 0 {
+            if now >= load(&raw const (*control).containment.until) {
+                // Nobody renewed it. A new generation, for what passed meanwhile took no credit.
+                let open = (gate & !CONTAINED) + 1;
+                replace(&raw mut (*control).gate, gate, open);
+                gate = open;
+            } else if !off {
+                return contained(&case);
+            }
+        }
+        let generation = gate & !CONTAINED;
+        if load(&raw const (*lane).seen) != generation {
+            // What the CPU was given under other limits is void.
+            for class in 0..2 {
+                let counted = load((&raw const (*lane).tally.bytes).cast::<u64>().add(class));
+                store((&raw mut (*lane).mark).cast::<u64>().add(class), counted);
+            }
+            store(&raw mut (*lane).seen, generation);
+        }
+        if used_up(lane, case.class, case.bytes) {
+            let bucket = Bucket { limit: &raw const (*control).egress, state: &raw mut (*control).egress_state };
+            let credit = bucket.credit(&case);
+            if credit.empty {
+                bucket.tell(&case, event_kind::EGRESS);
+                if !off && gate & CONTAINED == 0 && contain(&case, gate) {
+                    return contained(&case);
+                }
+            }
+            credit.give(&case, Direction::Egress);
+        }
+    }
+    case.pass()
+}
+
+/// Takes account of a packet that was received.
+#[inline(always)]
+pub fn ingress(ctx: &SkBuffContext) -> i32 {
+    let Some(case) = Case::open(ctx, Direction::Ingress) else { return PASS };
+    let control = case.control;
+    // SAFETY: the map's value of this slot, not null.
+    unsafe {
+        let bucket = Bucket { limit: &raw const (*control).ingress, state: &raw mut (*control).ingress_state };
+        let credit = bucket.credit(&case);
+        if credit.empty {
+            bucket.tell(&case, event_kind::INGRESS);
+        }
+        credit.give(&case, Direction::Ingress);
+    }
+    case.pass()
+}
+
+#[inline(always)]
+fn kill_switch() -> bool {
+    let Some(switch) = KILL_SWITCH.get_ptr(0) else { return true };
+    // SAFETY: the map's only value, not null.
+    unsafe {
+        let sources = &raw const (*switch).engagements;
+        let since = |source: usize| load(&raw const (*sources)[source].since);
+        since(0) | since(1) | since(2) | since(3) != 0
+    }
+}
+
+/// What becomes of a packet of a contained meter.
+///
+/// # Safety
+///
+/// The case holds the maps' values.
+#[inline(always)]
+unsafe fn contained(case: &Case) -> i32 {
+    let control = case.control;
+    // SAFETY: the caller's promise.
+    unsafe {
+        if load(&raw const (*control).egress.classes) >> case.class & 1 == 0 {
+            return case.pass();
+        }
+        match load(&raw const (*control).containment.kind) {
+            containment_kind::THROTTLE => {
+                let rate = load(&raw const (*control).containment.rate);
+                let spent = &raw mut (*control).throttle_spent;
+                // A packet may be larger than the bucket: it passes if there are tokens at all, and what it takes beyond
+                // is owed.
+                if spend(spent, rate, THROTTLE_DEPTH, case.bytes, case.now, Spend::Owing) {
+                    case.pass()
+                } else {
+                    case.drop(DROP)
+                }
+            }
+            containment_kind::BLOCK => case.drop(REFUSE),
+            _ => case.pass(),
+        }
+    }
+}
+
+/// Puts the containment in force that the agent has laid ready. `false`: it has not.
+///
+/// # Safety
+///
+/// The case holds the maps' values.
+#[inline(always)]
+unsafe fn contain(case: &Case, gate: u64) -> bool {
+    let Case { control, now, .. } = *case;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let ready: *const Containment = &raw const (*control).on_breach;
+        let kind = load(&raw const (*ready).kind);
+        if kind == containment_kind::NONE {
+            return false;
+        }
+        let force: *mut Containment = &raw mut (*control).containment;
+        store(&raw mut (*force).rate, load(&raw const (*ready).rate));
+        store(&raw mut (*force).until, now + load(&raw const (*ready).until));
+        store(&raw mut (*force).since, now);
+        store(&raw mut (*force).kind, kind);
+        store(&raw mut (*control).throttle_spent, now);
+        // Another CPU may have been as quick.
+        replace(&raw mut (*control).gate, gate, gate | CONTAINED);
+        true
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Bucket {
+    limit: *const Limit,
+    state: *mut State,
+}
+
+struct Credit {
+    /// What this CPU may count beyond its mark.
+    bytes: u64,
+    /// The bucket did not have it.
+    empty: bool,
+}
+
+impl Bucket {
+    /// Takes credit for at least this packet from the bucket, if the class is limited.
+    ///
+    /// The amounts vary around the quantum: were they all the same, traffic that repeats itself could have its samples
+    /// fall on the same destination again and again.
+    #[inline(always)]
+    unsafe fn credit(self, case: &Case) -> Credit {
+        let Case { lane, class, bytes, now, .. } = *case;
+        // SAFETY: the maps' values.
+        unsafe {
+            let counted = load((&raw const (*lane).tally.bytes).cast::<u64>().add(class));
+            let mark = load((&raw const (*lane).mark).cast::<u64>().add(class));
+            let needed = (counted + bytes).saturating_sub(mark).min(MOST);
+            let quantum = load(&raw const (*self.limit).quantum) & 0xffff_ffff | 1;
+            let mut much = needed / quantum * quantum + quantum / 2 + ((random() * quantum) >> 32);
+            if much < needed {
+                much += quantum;
+            }
+            let rate = load(&raw const (*self.limit).rate);
+            if rate == 0 || load(&raw const (*self.limit).classes) >> class & 1 == 0 {
+                return Credit { bytes: much, empty: false };
+            }
+            let depth = load(&raw const (*self.limit).depth);
+            let spent = &raw mut (*self.state).spent;
+            if spend(spent, rate, depth, much, now, Spend::Within) {
+                return Credit { bytes: much, empty: false };
+            }
+            // The last tokens are for whoever needs no more.
+            if spend(spent, rate, depth, needed, now, Spend::Within) {
+                return Credit { bytes: needed, empty: false };
+            }
+            store(&raw mut (*self.state).empty, now);
+            Credit { bytes: much, empty: true }
+        }
+    }
+
+    /// Tells the agent that the bucket is empty, unless it was told a moment ago.
+    #[inline(always)]
+    unsafe fn tell(self, case: &Case, kind: u32) {
+        let Case { control, now, .. } = *case;
+        // SAFETY: the maps' values.
+        unsafe {
+            let told = load(&raw const (*self.state).told);
+            if now < told + TELL_AGAIN || !replace(&raw mut (*self.state).told, told, now) {
+                return;
+            }
+            let Some(mut entry) = EVENTS.reserve::<BreachEvent>(0) else {
+                if let Some(lost) = EVENTS_LOST.get_ptr_mut(0) {
+                    add(lost, 1);
+                }
+                return;
+            };
+            let owner = load(&raw const (*control).owner);
+            let slot = Handover::read(case.skb).slot;
+            entry.write(BreachEvent { at: bpf_ktime_get_ns(), kind, slot, owner });
+            entry.submit(0);
+        }
+    }
+}
+
+impl Credit {
+    /// Raises the mark, and charges the packet's destination with all that its CPU takes now.
+    #[inline(always)]
+    unsafe fn give(self, case: &Case, direction: Direction) {
+        let Case { skb, lane, control, class, now, .. } = *case;
+        // SAFETY: the maps' values.
+        unsafe {
+            add((&raw mut (*lane).mark).cast::<u64>().add(class), self.bytes);
+            let mut destination = packet::destination(skb, direction);
+            destination.owner = load(&raw const (*control).owner);
+            destination.epoch = (now >> EVIDENCE_EPOCH) as u32;
+            destination.class = class as u8 | if matches!(direction, Direction::Ingress) { INGRESS } else { 0 };
+            if let Some(bytes) = EVIDENCE.get_ptr_mut(&destination) {
+                add(bytes, self.bytes);
+            } else {
+                // Two CPUs at once: the sample of one is lost.
+                let _full = EVIDENCE.insert(&destination, &self.bytes, 0);
+            }
+        }
+    }
+}
+
+fn random() -> u64 {
+    // SAFETY: no arguments.
+    u64::from(unsafe { bpf_get_prandom_u32() })
+}
+
+/// Which packets get tokens.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spend {
+    /// Those for which there are enough.
+    Within,
+    /// Those that find any.
+    Owing,
+}
+
+/// Spends tokens of a bucket that is kept as the time up to which they are spent.
+///
+/// # Safety
+///
+/// `spent` points to a word in map memory.
+#[inline(always)]
+unsafe fn spend(spent: *mut u64, rate: u64, depth: u64, bytes: u64, now: u64, how: Spend) -> bool {
+    let time = bytes * SECOND / rate.max(1);
+    let full = now.saturating_sub(depth);
+    for _ in 0..TRIES {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let was = load(spent);
+            let from = was.max(full);
+            let limit = if how == Spend::Owing { from } else { from + time };
+            if limit > now {
+                return false;
+            }
+            if replace(spent, was, from + time) {
+                return true;
+            }
+        }
+    }
+    // All the others got theirs: this one is lost in the crowd.
+    false
+}
+
