@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod check_config;
 pub mod client;
 pub mod clock;
 pub mod config;
