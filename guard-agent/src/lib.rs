@@ -12,6 +12,7 @@ pub mod http;
 pub mod kernel;
 pub mod metrics;
 pub mod node;
+pub mod reload;
 pub mod snapshot;
 
 pub use guard_core as core;
