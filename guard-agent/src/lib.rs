@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod check_config;
 pub mod client;
 pub mod clock;
 pub mod config;
@@ -11,6 +12,7 @@ pub mod http;
 pub mod kernel;
 pub mod metrics;
 pub mod node;
+pub mod reload;
 pub mod snapshot;
 
 pub use guard_core as core;

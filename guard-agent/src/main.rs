@@ -5,8 +5,8 @@ use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser, parser::ValueSource};
 use guard_agent::{
-    agent, client,
-    config::Config,
+    agent, check_config, client, config,
+    core::{identity::Labels, policy::Subject},
     kernel::{pins::Pins, probe},
 };
 use tokio::{
@@ -31,6 +31,8 @@ struct Cli {
 enum Command {
     /// Runs the agent on this node
     Run(Run),
+    /// Validates a configuration file and shows which policy holds for whom
+    CheckConfig(CheckConfig),
     /// Shows the containers of a running agent
     List(List),
     /// Removes every pin: all meters and totals of a stopped agent
@@ -61,6 +63,22 @@ struct Run {
     /// Log the kernel programs' diagnostics too
     #[arg(long, env = "EGRESS_GUARD_LOG_KERNEL", value_parser = FalseyValueParser::new())]
     log_kernel: bool,
+}
+
+#[derive(Debug, Args)]
+struct CheckConfig {
+    /// Configuration file (YAML)
+    file: PathBuf,
+    /// Show which policy holds for this pod
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = pair('/', "a namespace and a name, like batch/load-7"))]
+    pod: Option<(String, String)>,
+    /// ... for this container of it, or outside Kubernetes for the one with this cgroup path
+    #[arg(long, value_name = "NAME")]
+    container: Option<String>,
+    /// ... with this label; may be there several times
+    #[arg(long = "label", value_name = "KEY=VALUE", requires = "pod",
+          value_parser = pair('=', "a label with its value, like app=loader"))]
+    labels: Vec<(String, String)>,
 }
 
 #[derive(Debug, Args)]
@@ -119,7 +137,7 @@ fn try_main() -> Result<()> {
     match cli.command {
         Command::Run(run) => {
             start_log(run.log_format, run.log_kernel);
-            let config = Config::read(&run.config, asked("config"))?;
+            let config = config::read(&run.config, asked("config"))?;
             let options = agent::Options {
                 cgroup_root: run.cgroup_root,
                 pods_root: run.pods_root,
@@ -134,6 +152,15 @@ fn try_main() -> Result<()> {
             let result = runtime.block_on(async { agent::run(options, config, stop_signal(socket)?).await });
             runtime.shutdown_timeout(GOODBYE);
             result
+        }
+        Command::CheckConfig(CheckConfig { file, pod, container, labels }) => {
+            let config = config::read(&file, true)?;
+            let asked = pod.is_some() || container.is_some();
+            let (namespace, pod) = pod.unwrap_or_default();
+            let names = Labels { namespace, pod, container: container.unwrap_or_default() };
+            let subject = Subject { names, labels: labels.into_iter().collect() };
+            print!("{}", if asked { check_config::answer(&config, &subject) } else { check_config::summary(&config) });
+            Ok(())
         }
         Command::List(List { json, socket }) => Runtime::new()?.block_on(async {
             if json {
@@ -153,6 +180,15 @@ fn try_main() -> Result<()> {
             println!("removed {removed} pins from {}", bpffs.bpffs.display());
             Ok(())
         }
+    }
+}
+
+/// Parses two texts and what separates them.
+fn pair(separator: char, expected: &'static str) -> impl Fn(&str) -> Result<(String, String), String> + Clone {
+    move |text| {
+        let pair = text.split_once(separator).filter(|(first, _)| !first.is_empty());
+        let (first, second) = pair.ok_or_else(|| format!("expected {expected}"))?;
+        Ok((first.to_owned(), second.to_owned()))
     }
 }
 

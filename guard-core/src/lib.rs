@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod breach;
+pub mod config;
 pub mod identity;
 pub mod ledger;
 pub mod policy;

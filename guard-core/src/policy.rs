@@ -2,12 +2,17 @@
 
 use std::{collections::BTreeMap, num::NonZeroU64, sync::Arc, time::Duration};
 
-use globset::GlobSet;
+use serde::Deserialize;
 
+pub use self::matching::{Conflict, Globs};
 use crate::{
+    config::scalars::{at_least, factor, labels, required, some, whole},
     identity::Labels,
     units::{Rate, Size},
 };
+
+mod matching;
+mod words;
 
 /// The most that the guard may do. Each includes those before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,15 +63,20 @@ pub struct Policy {
 }
 
 /// Whom a policy is for. What is not said matches everything; what is said does not match what is not known.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Matcher {
     /// The pod's namespace.
-    pub namespaces: Option<GlobSet>,
+    #[serde(deserialize_with = "some")]
+    pub namespaces: Option<Globs>,
     /// The pod's name.
-    pub pods: Option<GlobSet>,
+    #[serde(deserialize_with = "some")]
+    pub pods: Option<Globs>,
     /// The container's name; outside Kubernetes the cgroup's path.
-    pub containers: Option<GlobSet>,
+    #[serde(deserialize_with = "some")]
+    pub containers: Option<Globs>,
     /// Labels that the pod has, with these values.
+    #[serde(deserialize_with = "labels")]
     pub labels: BTreeMap<String, String>,
 }
 
@@ -100,31 +110,41 @@ pub struct RateLimit {
 }
 
 /// So many bytes in a rolling window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Quota {
     /// Bytes that may pass.
+    #[serde(deserialize_with = "required")]
     pub bytes: Size,
-    /// The window.
+    /// The window: a minute at least, for it is kept in 60 parts.
+    #[serde(deserialize_with = "at_least::<60, _>")]
     pub per: Duration,
 }
 
 /// So many times a workload's normal.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BaselineLimit {
-    /// How many times.
+    /// How many times: more than once.
+    #[serde(deserialize_with = "factor")]
     pub factor: f64,
     /// The limit is never less than this.
+    #[serde(deserialize_with = "required")]
     pub floor: Rate,
     /// How long normal must have been watched before there is a limit.
+    #[serde(deserialize_with = "at_least::<1, _>")]
     pub learn: Duration,
 }
 
 /// What may be done when a limit of egress is crossed, as far as the [`Mode`] lets it.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct OnBreach {
     /// Hold it.
+    #[serde(deserialize_with = "some")]
     pub contain: Option<Contain>,
     /// Make it start afresh.
+    #[serde(deserialize_with = "some")]
     pub evict: Option<Evict>,
 }
 
@@ -147,19 +167,51 @@ pub enum Containment {
 }
 
 /// When a container is made to start afresh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Evict {
     /// How long the breach must have held.
+    #[serde(deserialize_with = "at_least::<0, _>")]
     pub after: Duration,
     /// Between SIGTERM and SIGKILL, where no orchestrator says otherwise.
+    #[serde(default = "ten_seconds", deserialize_with = "at_least::<0, _>")]
     pub grace: Duration,
 }
 
+/// How many evictions there may be, whatever the policies say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Budgets {
+    /// On the node.
+    pub node: Budget,
+    /// Of the containers of one workload on the node.
+    pub workload: Budget,
+}
+
 /// How many evictions there may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Budget {
     /// So many ...
+    #[serde(deserialize_with = "whole::<1, _>")]
     pub evictions: NonZeroU64,
     /// ... in any window of this length.
+    #[serde(deserialize_with = "at_least::<1, _>")]
     pub per: Duration,
+}
+
+/// Too many breaches at once: then it is the limits that are wrong, or the node that is lost, and nothing is evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Storm {
+    /// So many workloads that breach, or more ...
+    #[serde(deserialize_with = "whole::<2, _>")]
+    pub workloads: NonZeroU64,
+    /// ... in any window of this length.
+    #[serde(deserialize_with = "at_least::<1, _>")]
+    pub per: Duration,
+}
+
+const fn ten_seconds() -> Duration {
+    Duration::from_secs(10)
 }

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use globset::GlobSet;
 
 use crate::core::identity;
 
@@ -35,15 +35,6 @@ pub struct Found {
     pub path: String,
     /// It lies outside the pods' root.
     pub extra: bool,
-}
-
-/// Compiles the patterns of `meters.extra`. `*` stays within a path's part, `**` crosses them.
-pub fn extra_globs(patterns: &[String]) -> Result<GlobSet, globset::Error> {
-    let mut set = GlobSetBuilder::new();
-    for pattern in patterns {
-        set.add(GlobBuilder::new(pattern.trim_matches('/')).literal_separator(true).build()?);
-    }
-    set.build()
 }
 
 /// Whether a cgroup's path is one that kubelet gives the pods' root.

@@ -1,3 +1,5 @@
+use guard_core::config::extra_globs;
+
 use super::*;
 
 const UID: &str = "0e3b1a1c_5b6f_4b8e_9d62_8f2f6c1a7e55";

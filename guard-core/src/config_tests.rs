@@ -1,0 +1,147 @@
+use super::*;
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(text, Path::new("config.yaml")).map_err(|error| error.to_string())
+}
+
+#[test]
+fn an_empty_file_means_the_defaults() {
+    for text in ["", "# nothing\n", "{}", "meters:\n  # max: 7\nsample:\n"] {
+        let config = parse(text).expect("a config");
+        assert_eq!(config.destinations.cluster.len(), CLUSTER.len());
+        assert_eq!((config.meters.max, config.sample.interval), (1024, Duration::from_secs(1)));
+    }
+}
+
+#[test]
+fn the_example_says_the_defaults() {
+    let example = parse(include_str!("../../deploy/config.yaml")).expect("a config");
+    let Config { kill_switch, destinations, meters, sample, policies, alerts, containment, budgets, storm } =
+        Config::default();
+    assert_eq!(example.destinations.cluster, IpNet::aggregate(&destinations.cluster));
+    assert_eq!((example.meters.max, example.sample.interval), (meters.max, sample.interval));
+    assert!(example.meters.extra.is_empty());
+    assert_eq!((example.kill_switch, example.policies.mode), (kill_switch, policies.mode));
+    assert!(example.policies.policies.is_empty() && policies.policies.is_empty());
+    assert_eq!((example.alerts.webhook, example.containment), (alerts.webhook, containment));
+    assert_eq!((example.budgets, example.storm), (budgets, storm));
+}
+
+#[test]
+fn every_key_is_read() {
+    let config = parse(
+        "destinations:\n  cluster: [10.0.0.0/8, 10.1.0.0/16, 'fd00::/8']\n\
+         meters: {extra: ['system.slice/*.service'], max: 64}\nsample: {interval: 250ms}\n",
+    );
+    let config = config.expect("a config");
+    let cidrs: Vec<String> = config.destinations.cluster.iter().map(ToString::to_string).collect();
+    assert_eq!(cidrs, ["10.0.0.0/8", "fd00::/8"]);
+    assert!(config.meters.extra.is_match("system.slice/ssh.service"));
+    assert_eq!((config.meters.max, config.sample.interval), (64, Duration::from_millis(250)));
+    assert_eq!(parse("destinations: {cluster: []}").map(|c| c.destinations.cluster.len()), Ok(0));
+}
+
+#[test]
+fn errors_name_file_line_and_key() {
+    let many: Vec<String> = (0..17).map(|i| format!("10.{}.0.0/16", i * 2)).collect();
+    let cases = [
+        (
+            "destinations:\n  cluster: [10.0.0.0/33]\n",
+            "config.yaml:2:13: destinations.cluster[0]: \"10.0.0.0/33\" is not a CIDR",
+        ),
+        (
+            "destinations:\n  cluster: [10.0.0.1/8]\n",
+            "config.yaml:2:13: destinations.cluster[0]: \"10.0.0.1/8\" is not a CIDR without host bits",
+        ),
+        ("destinations:\n  clutser: []\n", "config.yaml:2:3: destinations.clutser: unknown field `clutser`, expected"),
+        ("meters:\n  max: lots\n", "config.yaml:2:8: meters.max: \"lots\" is not a whole number from 1 to 65535"),
+        ("meters:\n  max: 0\n", "config.yaml:2:8: meters.max: \"0\" is not a whole number"),
+        ("meters:\n  max: [1]\n", "config.yaml:2:8: meters.max: expected a whole number"),
+        ("meters:\n  extra: x\n", "config.yaml:2:10: meters.extra: expected sequence"),
+        ("meters:\n  extra: ['a[']\n", "config.yaml:2:10: meters.extra: not a pattern: error parsing glob 'a['"),
+        ("sample: {interval: 1}\n", "config.yaml:1:20: sample.interval: \"1\" is not a duration of at least 10ms"),
+        ("sample: {interval: 1ms}\n", "config.yaml:1:20: sample.interval: \"1ms\" is not a duration"),
+        ("policy: {}\n", "config.yaml:1:1: policy: unknown field `policy`, expected"),
+        ("[]\n", "config.yaml:1:1: expected mapping"),
+        ("meters: {max: 1}\nmeters: {max: 2}\n", "config.yaml:2:1: duplicate mapping key: meters"),
+        (
+            &format!("destinations: {{cluster: [{}]}}", many.join(", ")),
+            "config.yaml:1:25: destinations.cluster: 17 IPv4 CIDRs",
+        ),
+    ];
+    for (text, expected) in cases {
+        let error = parse(text).expect_err(text);
+        assert!(error.starts_with(expected), "{error}\nshould start with\n{expected}");
+        assert!(!error.contains('\n'), "one line: {error}");
+    }
+}
+
+#[test]
+fn the_sections_beside_the_policies_are_read() {
+    let config = parse(
+        "mode: evict\nkillSwitch: true\nalerts: {webhook: 'https://alerts:9093/api/v2/alerts'}\n\
+         containment: {outliveAgent: true}\nbudgets: {node: {evictions: 7, per: 1h}}\nstorm: {workloads: 9}\n",
+    );
+    let config = config.expect("a config");
+    assert_eq!((config.policies.mode, config.kill_switch), (Mode::Evict, true));
+    assert_eq!(config.alerts.webhook, Some(Uri::from_static("https://alerts:9093/api/v2/alerts")));
+    assert!(config.containment.outlive_agent);
+    let budget = |evictions, minutes| Budget {
+        evictions: NonZeroU64::new(evictions).expect("not zero"),
+        per: Duration::from_mins(minutes),
+    };
+    assert_eq!(config.budgets, Budgets { node: budget(7, 60), workload: budget(1, 10) });
+    assert_eq!((config.storm.workloads.get(), config.storm.per), (9, Duration::from_mins(1)));
+}
+
+#[test]
+fn the_sections_beside_the_policies_refuse_what_they_cannot_mean() {
+    const URL: &str = "expected an http or https URL without user and password, like \
+                       http://alertmanager:9093/api/v2/alerts";
+    let cases = [
+        ("mode: enforce", "1:7: mode: \"enforce\" is not observe, contain or evict".to_owned()),
+        ("mode: ", "1:5: mode: expected observe, contain or evict".to_owned()),
+        ("killSwitch: 5", "1:13: killSwitch: expected true or false".to_owned()),
+        ("killSwitch: ", "1:11: killSwitch: expected true or false".to_owned()),
+        ("containment: {outliveAgent: 5}", "1:29: containment.outliveAgent: expected true or false".to_owned()),
+        ("alerts: {webhook: 'ftp://x/'}", format!("1:19: alerts.webhook: {URL}")),
+        ("alerts: {webhook: 'alerts:9093'}", format!("1:19: alerts.webhook: {URL}")),
+        ("alerts: {webhook: 'http://me:secret@x/'}", format!("1:19: alerts.webhook: {URL}")),
+        (
+            "budgets: {node: {evictions: 0, per: 1m}}",
+            "1:29: budgets.node.evictions: \"0\" is not a whole number of at least 1".to_owned(),
+        ),
+        ("budgets: {node: {evictions: 1, per: 0s}}", "1:37: budgets.node.per: it must be at least 1s".to_owned()),
+        ("budgets: {node: {evictions: 1}}", "1:18: budgets.node: missing field `per`".to_owned()),
+        (
+            "budgets: {cluster: {}}",
+            "1:11: budgets.cluster: unknown field `cluster`, expected one of node, workload".to_owned(),
+        ),
+        ("storm: {workloads: 1}", "1:20: storm.workloads: \"1\" is not a whole number of at least 2".to_owned()),
+        (
+            "storm: {per: 10}",
+            format!("1:14: storm.per: {:?} is not a duration like 500ms, 30s, 10m, 1h or 1d (at most 365d)", "10"),
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(parse(text).expect_err(text), format!("config.yaml:{expected}"));
+    }
+}
+
+#[test]
+fn keys_that_need_a_restart_are_named() {
+    let of = |text| parse(text).expect("a config");
+    let before = of("");
+    let now = of("mode: evict\nkillSwitch: true\npolicies: [{name: a, match: {}}]\nstorm: {workloads: 9}");
+    assert_eq!(before.needs_restart(&now), [""; 0]);
+    let cases = [
+        ("destinations: {cluster: []}", "destinations.cluster"),
+        ("meters: {extra: ['a/*']}", "meters.extra"),
+        ("meters: {max: 7}", "meters.max"),
+        ("sample: {interval: 2s}", "sample.interval"),
+    ];
+    for (text, key) in cases {
+        assert_eq!(before.needs_restart(&of(text)), [key]);
+        assert_eq!(of(text).needs_restart(&of(text)), [""; 0]);
+    }
+}

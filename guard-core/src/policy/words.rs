@@ -1,0 +1,73 @@
+//! Limits and actions in words, as an operator reads them in a log or from `check-config`.
+
+use std::fmt;
+
+use humantime::format_duration;
+
+use super::{BaselineLimit, Contain, Containment, Count, Evict, Globs, Matcher, Mode, Quota, RateLimit};
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Observe => "observe",
+            Self::Contain => "contain",
+            Self::Evict => "evict",
+        })
+    }
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::External => "external",
+            Self::All => "all",
+        })
+    }
+}
+
+impl fmt::Display for Matcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { namespaces, pods, containers, labels } = self;
+        let names = [("namespaces", namespaces), ("pods", pods), ("containers", containers)];
+        let said = |(what, globs): (&str, &Option<Globs>)| globs.as_ref().map(|globs| format!("{what} {globs}"));
+        let mut all: Vec<String> = names.into_iter().filter_map(said).collect();
+        all.extend(labels.iter().map(|(key, value)| format!("label {key}={value}")));
+        f.write_str(if all.is_empty() { "all containers" } else { "" })?;
+        f.write_str(&all.join("; "))
+    }
+}
+
+impl fmt::Display for RateLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} with a burst of {}", self.rate, self.burst)
+    }
+}
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in any {}", self.bytes, format_duration(self.per))
+    }
+}
+
+impl fmt::Display for BaselineLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { factor, floor, learn } = self;
+        write!(f, "{factor} times its normal but never under {floor}, learnt for {}", format_duration(*learn))
+    }
+}
+
+impl fmt::Display for Contain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.how {
+            Containment::Throttle(rate) => write!(f, "throttle to {rate}")?,
+            Containment::Block => f.write_str("block")?,
+        }
+        write!(f, " for {}", format_duration(self.length))
+    }
+}
+
+impl fmt::Display for Evict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "evict after {}, with {} to end", format_duration(self.after), format_duration(self.grace))
+    }
+}
