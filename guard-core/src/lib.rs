@@ -7,5 +7,7 @@ pub mod breach;
 pub mod identity;
 pub mod ledger;
 pub mod policy;
+pub mod state;
+pub mod trace;
 pub mod units;
 pub mod usage;
