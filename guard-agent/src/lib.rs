@@ -12,5 +12,6 @@ pub mod kernel;
 pub mod metrics;
 pub mod node;
 pub mod snapshot;
+pub mod state_file;
 
 pub use guard_core as core;
