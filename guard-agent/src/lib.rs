@@ -11,7 +11,9 @@ pub mod http;
 pub mod kernel;
 pub mod metrics;
 pub mod node;
+pub mod record;
 pub mod snapshot;
 pub mod state_file;
+pub mod trace_stream;
 
 pub use guard_core as core;
