@@ -109,6 +109,9 @@ impl Decoder {
 }
 
 const NOT_THERE: &str = "a record tells of a container that is not there";
+/// Bytes of the largest number.
+const MAX_NUMBER: usize = 10;
+
 const CUT: &str = "a record is shorter than what it says";
 
 /// What is left of a record.
@@ -123,15 +126,15 @@ impl Fields<'_> {
 
     fn number(&mut self) -> Result<u64, &'static str> {
         let mut number = 0;
-        for shift in (0..u64::BITS).step_by(7) {
-            let byte = self.byte()?;
-            let bits = u64::from(byte & 0x7f);
+        for (index, &byte) in self.0.iter().enumerate().take(MAX_NUMBER) {
+            let (bits, shift) = (u64::from(byte & 0x7f), 7 * index);
             number |= bits << shift;
             if byte < 0x80 {
+                self.0 = &self.0[index + 1..];
                 return if number >> shift == bits { Ok(number) } else { Err("a number has more than 64 bits") };
             }
         }
-        Err("a number has more than 64 bits")
+        Err(if self.0.len() < MAX_NUMBER { CUT } else { "a number has more than 64 bits" })
     }
 
     fn text(&mut self) -> Result<String, &'static str> {
