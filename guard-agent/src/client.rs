@@ -5,7 +5,11 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use comfy_table::{CellAlignment, Table, presets};
 use http_body_util::{BodyExt as _, Empty};
-use hyper::{Request, body::Bytes, header::HOST};
+use hyper::{
+    Request,
+    body::{Bytes, Incoming},
+    header::HOST,
+};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
@@ -16,6 +20,11 @@ use crate::{
 
 /// `GET`s a path and returns the body.
 pub async fn get(socket: &Path, path: &str) -> Result<Bytes> {
+    Ok(open(socket, path).await?.collect().await?.to_bytes())
+}
+
+/// `GET`s a path and returns the body as it comes in.
+pub async fn open(socket: &Path, path: &str) -> Result<Incoming> {
     let stream = UnixStream::connect(socket).await.with_context(|| {
         format!(
             "no agent answers at {}: is `guard-agent run` up, with this --socket, and are you root?",
@@ -23,16 +32,16 @@ pub async fn get(socket: &Path, path: &str) -> Result<Bytes> {
         )
     })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
+    // It ends with the body; what fails is said there.
+    tokio::spawn(connection);
     let request = Request::get(path).header(HOST, "agent").body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     let status = response.status();
-    let body = response.into_body().collect().await?.to_bytes();
-    connection.abort();
     if !status.is_success() {
+        let body = response.into_body().collect().await?.to_bytes();
         bail!("the agent answers {status} to {path}: {}", String::from_utf8_lossy(&body).trim());
     }
-    Ok(body)
+    Ok(response.into_body())
 }
 
 /// The containers of a running agent.

@@ -12,13 +12,15 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
+    body::Body,
     extract::State,
     http::{StatusCode, header},
     response::{IntoResponse as _, Response},
     routing::get,
     serve::Listener,
 };
+use futures_util::StreamExt as _;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -27,13 +29,14 @@ use rustix::fs::Mode;
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::{Semaphore, watch},
-    time,
+    time::{self, Instant},
 };
 
 use crate::{
     clock,
     metrics::{CONTENT_TYPE, Metrics},
     snapshot::Snapshot,
+    trace_stream,
 };
 
 /// Connections that are served at once, on each of port and socket; further ones wait.
@@ -42,7 +45,7 @@ const CONNECTIONS: usize = 64;
 /// How long a client may take to send a request's head.
 const HEAD: Duration = Duration::from_secs(10);
 
-/// How long a connection is kept at all: one that does not read its answer ends too.
+/// How long a connection is kept at all, unless its [`Lease`] is renewed: one that does not read its answer ends too.
 const CONNECTION: Duration = Duration::from_mins(1);
 
 /// Why the port or the socket cannot be served.
@@ -66,6 +69,35 @@ pub struct Shared {
     pub stale_after: Duration,
 }
 
+/// How long a connection is still kept. A handler that streams renews it with each part that the client takes.
+#[derive(Clone, Debug)]
+pub struct Lease(Arc<watch::Sender<Instant>>);
+
+impl Lease {
+    fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(Instant::now() + CONNECTION)))
+    }
+
+    /// Keeps the connection for at least so long from now on.
+    pub fn renew(&self, length: Duration) {
+        let until = Instant::now() + length.max(CONNECTION);
+        self.0.send_if_modified(|end| {
+            *end = until.max(*end);
+            false
+        });
+    }
+
+    async fn over(&self) {
+        loop {
+            let until = *self.0.borrow();
+            if Instant::now() >= until {
+                return;
+            }
+            time::sleep_until(until).await;
+        }
+    }
+}
+
 /// For a scraper and a kubelet.
 pub fn public(shared: Shared) -> Router {
     Router::new()
@@ -77,7 +109,7 @@ pub fn public(shared: Shared) -> Router {
 
 /// For root on the node.
 pub fn private(shared: Shared) -> Router {
-    Router::new().route("/containers", get(containers)).with_state(shared)
+    Router::new().route("/containers", get(containers)).route("/trace", get(trace)).with_state(shared)
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
@@ -109,6 +141,14 @@ async fn containers(State(shared): State<Shared>) -> Response {
     Json(&snapshot.containers).into_response()
 }
 
+/// Samples as they are taken, for as long as the client reads them.
+async fn trace(State(shared): State<Shared>, Extension(lease): Extension<Lease>) -> Response {
+    let Shared { snapshots, stale_after, .. } = shared;
+    lease.renew(stale_after);
+    let frames = trace_stream::frames(snapshots).inspect(move |_| lease.renew(stale_after));
+    ([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(frames)).into_response()
+}
+
 /// Serves for ever, a bounded number of connections at once: whoever can reach the port cannot take the agent's
 /// descriptors away.
 pub async fn serve<L: Listener>(mut listener: L, router: Router) {
@@ -116,13 +156,17 @@ pub async fn serve<L: Listener>(mut listener: L, router: Router) {
     // The semaphore is never closed.
     while let Ok(permit) = Arc::clone(&free).acquire_owned().await {
         let (stream, _) = listener.accept().await;
-        let service = TowerToHyperService::new(router.clone());
+        let lease = Lease::new();
+        let service = TowerToHyperService::new(router.clone().layer(Extension(lease.clone())));
         tokio::spawn(async move {
             let mut http = hyper::server::conn::http1::Builder::new();
             // A request each, so that the limit never cuts a later one off.
             http.timer(TokioTimer::new()).header_read_timeout(HEAD).keep_alive(false);
-            // However the client ends it: there is nobody to tell.
-            let _ended = time::timeout(CONNECTION, http.serve_connection(TokioIo::new(stream), service)).await;
+            tokio::select! {
+                // However the client ends it: there is nobody to tell.
+                _ = http.serve_connection(TokioIo::new(stream), service) => {}
+                () = lease.over() => {}
+            }
             drop(permit);
         });
     }

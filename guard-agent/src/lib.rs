@@ -13,6 +13,9 @@ pub mod kernel;
 pub mod metrics;
 pub mod node;
 pub mod reload;
+pub mod record;
 pub mod snapshot;
+pub mod state_file;
+pub mod trace_stream;
 
 pub use guard_core as core;

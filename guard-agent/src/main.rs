@@ -8,6 +8,7 @@ use guard_agent::{
     agent, check_config, client, config,
     core::{identity::Labels, policy::Subject},
     kernel::{pins::Pins, probe},
+    record,
 };
 use tokio::{
     runtime::Runtime,
@@ -35,6 +36,8 @@ enum Command {
     CheckConfig(CheckConfig),
     /// Shows the containers of a running agent
     List(List),
+    /// Records the samples of a running agent, to try limits on them
+    Record(Record),
     /// Removes every pin: all meters and totals of a stopped agent
     Cleanup(Cleanup),
 }
@@ -86,6 +89,18 @@ struct List {
     /// Print JSON instead of a table
     #[arg(long, env = "EGRESS_GUARD_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Debug, Args)]
+struct Record {
+    /// The trace file; it must not be there yet
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// How long, like 90s, 1h or 1d [default: until Ctrl-C]
+    #[arg(long, value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
     #[command(flatten)]
     socket: Socket,
 }
@@ -171,6 +186,11 @@ fn try_main() -> Result<()> {
             }
             Ok(())
         }),
+        Command::Record(Record { output, duration, socket }) => Runtime::new()?.block_on(async {
+            let recorded = record::run(&socket.socket, &output, duration, asked_to_stop()?).await?;
+            eprintln!("recorded {recorded} to {}", output.display());
+            Ok(())
+        }),
         Command::Cleanup(Cleanup { bpffs }) => {
             probe::privileges()?;
             let removed = match Pins::existing(&bpffs.bpffs)? {
@@ -195,14 +215,10 @@ fn pair(separator: char, expected: &'static str) -> impl Fn(&str) -> Result<(Str
 /// Done when the process is asked to stop. If the agent does not hear it in time, because it attaches a thousand meters
 /// just now, the process ends as it is: whatever it is at, the next agent goes on from there.
 fn stop_signal(socket: PathBuf) -> Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let asked = asked_to_stop()?;
     let (stop, stopped) = oneshot::channel();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        asked.await;
         // The agent may have ended by itself.
         let _unheard = stop.send(());
         time::sleep(GOODBYE).await;
@@ -213,6 +229,18 @@ fn stop_signal(socket: PathBuf) -> Result<impl Future<Output = ()>> {
     Ok(async move {
         // The sender goes only after it has sent.
         let _sent = stopped.await;
+    })
+}
+
+/// Done at SIGTERM or Ctrl-C.
+fn asked_to_stop() -> Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     })
 }
 

@@ -8,5 +8,7 @@ pub mod config;
 pub mod identity;
 pub mod ledger;
 pub mod policy;
+pub mod state;
+pub mod trace;
 pub mod units;
 pub mod usage;
