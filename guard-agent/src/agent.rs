@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     guard::Guard,
     http::{self, Shared, Socket},
-    kernel::{events::CgroupEvents, meters::Meters, pins::Pins, probe},
+    kernel::{events::KernelEvents, meters::Meters, pins::Pins, probe},
     metrics::Metrics,
     node::{
         hierarchy,
@@ -101,7 +101,7 @@ pub async fn run(options: Options, config: Config, shutdown: impl Future<Output 
 }
 
 /// The guard's life: it ends only with an error.
-async fn watch_node(guard: &mut Guard, mut events: CgroupEvents, interval: Duration) -> Result<()> {
+async fn watch_node(guard: &mut Guard, mut events: KernelEvents, interval: Duration) -> Result<()> {
     let every = |period: Duration| {
         let mut timer = time::interval_at(time::Instant::now() + period, period);
         timer.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
@@ -111,7 +111,7 @@ async fn watch_node(guard: &mut Guard, mut events: CgroupEvents, interval: Durat
     loop {
         tokio::select! {
             biased;
-            changes = events.next() => changes.into_iter().try_for_each(|change| guard.on_change(change))?,
+            happened = events.next() => happened.into_iter().try_for_each(|event| guard.on_event(event))?,
             _ = sample.tick() => guard.sample()?,
             _ = settle.tick(), if guard.is_draining() => guard.settle()?,
             _ = walk.tick() => guard.walk()?,

@@ -1,13 +1,13 @@
 //! The kill switch, in a map of its own that outlives agents and their versions: this never changes.
 
 /// Who may engage it, each by an [`Engagement`] of its own: 0 the operator on the node, 1 the configuration file, 2 the
-/// cluster; the last is spare.
-pub const SOURCES: usize = 4;
+/// cluster; the last is spare. It is engaged as long as any of them says so.
+pub const SOURCES: u32 = 4;
 
 /// Room for who did it.
 pub const WHO: usize = 120;
 
-/// One source's say.
+/// The value of the kill switch's map, one per source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Engagement {
@@ -16,12 +16,4 @@ pub struct Engagement {
     /// Who did it, UTF-8 up to the first NUL.
     pub who: [u8; WHO],
 }
-
-/// The value of the kill switch's map. It is engaged as long as any source says so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct KillSwitch {
-    /// By source.
-    pub engagements: [Engagement; SOURCES],
-}
-const _: () = assert!(size_of::<KillSwitch>() == 512);
+const _: () = assert!(size_of::<Engagement>() == 128);

@@ -12,7 +12,7 @@ mod kill_switch;
 
 pub use control::{CONTAINED, Containment, Control, Limit, State, containment_kind};
 pub use evidence::{Destination, EVIDENCE_EPOCH, EVIDENCE_ROOM, INGRESS};
-pub use kill_switch::{Engagement, KillSwitch, SOURCES, WHO};
+pub use kill_switch::{Engagement, SOURCES, WHO};
 
 /// Version of everything that is pinned: the maps' names, sizes and values. It names the folder in bpffs.
 pub const LAYOUT: u32 = 2;

@@ -5,6 +5,7 @@
 
 pub mod breach;
 pub mod config;
+pub mod event;
 pub mod identity;
 pub mod ledger;
 pub mod policy;

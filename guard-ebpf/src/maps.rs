@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
-use guard_common::{Control, Counters, Destination, EVIDENCE_ROOM, KillSwitch, MeterRecord};
+use guard_common::{Control, Counters, Destination, EVIDENCE_ROOM, Engagement, MeterRecord, SOURCES};
 
 /// A meter's counters, by slot. The agent sets its size, pins it and never resets a value.
 #[map]
@@ -32,9 +32,9 @@ pub static POLICE_INGRESS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 #[map]
 pub static EVIDENCE: LruHashMap<Destination, u64> = LruHashMap::with_max_entries(EVIDENCE_ROOM, 0);
 
-/// One value: who has engaged the kill switch. Pinned on its own.
+/// Who has engaged the kill switch, by source. Pinned on its own.
 #[map]
-pub static KILL_SWITCH: Array<KillSwitch> = Array::with_max_entries(1, 0);
+pub static KILL_SWITCH: Array<Engagement> = Array::with_max_entries(SOURCES, 0);
 
 /// [`guard_common::CgroupEvent`]s and [`guard_common::BreachEvent`]s for the agent. Room for about 1,000.
 #[map]

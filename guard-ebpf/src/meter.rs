@@ -1,7 +1,10 @@
 //! The packet path: what runs for every packet of a metered cgroup.
 
 use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, maps::ProgramArray, programs::SkBuffContext};
-use guard_common::{LOOPBACK_IFINDEX, Lane, NODE_SLOT, parameter::{DROPPED_MARK, SLOT}};
+use guard_common::{
+    LOOPBACK_IFINDEX, Lane, NODE_SLOT,
+    parameter::{DROPPED_MARK, SLOT},
+};
 
 use crate::{
     atomic,
@@ -63,7 +66,8 @@ pub fn count(ctx: &SkBuffContext, direction: Direction, slot: impl FnOnce() -> u
                 Direction::Ingress => police::used_up(lane, class, bytes),
             };
             if stops {
-                Handover { slot, class: class as u32, bytes: bytes as u32, packets: packets as u32 }.write(skb.cast_mut());
+                Handover { slot, class: class as u32, bytes: bytes as u32, packets: packets as u32 }
+                    .write(skb.cast_mut());
                 // It does not come back, but for a place that is empty.
                 let _empty = police.tail_call(ctx, 0);
             }

@@ -7,8 +7,8 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use guard_common::{
-    BreachEvent, CONTAINED, Containment, Control, EVIDENCE_EPOCH, INGRESS, Lane, Limit, State, containment_kind,
-    event_kind, parameter::DROPPED_MARK,
+    BreachEvent, CONTAINED, Containment, Control, EVIDENCE_EPOCH, INGRESS, Lane, Limit, SOURCES, State,
+    containment_kind, event_kind, parameter::DROPPED_MARK,
 };
 
 use crate::{
@@ -177,13 +177,10 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
 
 #[inline(always)]
 fn kill_switch() -> bool {
-    let Some(switch) = KILL_SWITCH.get_ptr(0) else { return true };
-    // SAFETY: the map's only value, not null.
-    unsafe {
-        let sources = &raw const (*switch).engagements;
-        let since = |source: usize| load(&raw const (*sources)[source].since);
-        since(0) | since(1) | since(2) | since(3) != 0
-    }
+    (0..SOURCES).any(|source| {
+        // SAFETY: the map's value.
+        KILL_SWITCH.get_ptr(source).is_some_and(|by| unsafe { load(&raw const (*by).since) != 0 })
+    })
 }
 
 /// What becomes of a packet of a contained meter.
@@ -379,4 +376,3 @@ unsafe fn spend(spent: *mut u64, rate: u64, depth: u64, bytes: u64, now: u64, ho
     // All the others got theirs: this one is lost in the crowd.
     false
 }
-

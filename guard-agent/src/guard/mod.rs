@@ -17,13 +17,11 @@ use tracing::{debug, error, info, warn};
 use crate::{
     clock,
     core::{
+        event::{CgroupChange, DecodeError, Event},
         identity::{self, Labels},
         ledger::{Ledger, NODE, Owner, Slot},
     },
-    kernel::{
-        events::{CgroupChange, DecodeError},
-        meters::{self, Links, MeterError, Meters},
-    },
+    kernel::meters::{self, Links, MeterError, Meters},
     metrics::Metrics,
     node::tree::{Found, Watched},
     snapshot::Snapshot,
@@ -154,15 +152,19 @@ impl Guard {
         }
     }
 
-    /// The kernel said that a cgroup was made or removed.
-    pub fn on_change(&mut self, change: Result<CgroupChange, DecodeError>) -> Result<(), MeterError> {
-        let change = match change {
-            Ok(change) => change,
+    /// The kernel said that something happened.
+    pub fn on_event(&mut self, event: Result<Event, DecodeError>) -> Result<(), MeterError> {
+        match event {
+            Ok(Event::Cgroup(change)) => self.on_change(change),
+            Ok(Event::Crossed(crossing)) => Ok(()),
             Err(error) => {
                 error!("{error}; walking the tree instead");
-                return self.walk();
+                self.walk()
             }
-        };
+        }
+    }
+
+    fn on_change(&mut self, change: CgroupChange) -> Result<(), MeterError> {
         let Some(path) = change.path else { return self.walk() };
         if self.watched.may_be_pods_root(&path) {
             return self.walk();

@@ -52,9 +52,8 @@ impl Controls {
         let slots = slots as usize;
         let len = slots * size_of::<Control>();
         // SAFETY: a new mapping, of the map's length, wherever there is room.
-        let base = unsafe {
-            mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, map, 0)
-        };
+        let base =
+            unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, map, 0) };
         let base = NonNull::new(base?.cast()).ok_or(std::io::ErrorKind::AddrNotAvailable)?;
         Ok(Self { base, slots })
     }
@@ -147,7 +146,8 @@ impl Controls {
         self.set(slot, offset_of!(Control, containment.kind), containment_kind::NONE);
         let gate = self.word(slot, offset_of!(Control, gate));
         // A new generation: what passed meanwhile took no credit.
-        let opened = gate.fetch_update(SeqCst, SeqCst, |gate| (gate & CONTAINED != 0).then_some((gate & !CONTAINED) + 1));
+        let opened =
+            gate.fetch_update(SeqCst, SeqCst, |gate| (gate & CONTAINED != 0).then_some((gate & !CONTAINED) + 1));
         // An error says that it was open.
         let _open = opened;
     }

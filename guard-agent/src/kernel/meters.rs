@@ -16,7 +16,7 @@ use ipnet::IpNet;
 
 use super::{
     controls::Controls,
-    events::{CgroupEvents, KernelLog},
+    events::{KernelEvents, KernelLog},
     object::{OBJECT, ObjectError, Options, Parameters, Programs},
     pins::{PinError, Pins},
     record,
@@ -117,8 +117,8 @@ impl Meters {
         Ok(Self { programs, parameters, controls, pins, loaded, cpus, keys: Vec::new(), values: Vec::new() })
     }
 
-    /// Starts to receive cgroup events.
-    pub fn events(&mut self) -> Result<CgroupEvents, MeterError> {
+    /// Starts to receive the programs' events.
+    pub fn events(&mut self) -> Result<KernelEvents, MeterError> {
         for name in ["cgroup_mkdir", "cgroup_rmdir"] {
             let failed = |cause| MeterError::Tracepoint { name, cause };
             let program = self.programs.ebpf.program_mut(name);
@@ -127,7 +127,7 @@ impl Meters {
             program.load().map_err(failed)?;
             program.attach(name).map_err(failed)?;
         }
-        Ok(CgroupEvents::new(&mut self.programs.ebpf)?)
+        Ok(KernelEvents::new(&mut self.programs.ebpf)?)
     }
 
     /// Starts to receive the programs' diagnostics.
@@ -312,11 +312,8 @@ pub fn sum(cpus: &[u8]) -> Totals {
     for (index, value) in values.iter().enumerate() {
         words[index % WORDS] += u64::from_ne_bytes(*value);
     }
-    let tally = |lane: &[u64]| guard_common::Tally {
-        bytes: [lane[0], lane[1]],
-        packets: [lane[2], lane[3]],
-        dropped: lane[4],
-    };
+    let tally =
+        |lane: &[u64]| guard_common::Tally { bytes: [lane[0], lane[1]], packets: [lane[2], lane[3]], dropped: lane[4] };
     Totals { egress: tally(&words[..LANE]), ingress: tally(&words[LANE..]) }
 }
 

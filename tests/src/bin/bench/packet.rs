@@ -123,7 +123,9 @@ fn orders(controls: &Controls) {
     let limit = |rate: u64, quantum| Limit { rate, depth: 1_000_000_000, quantum, classes: 3 };
     let unlimited = limit(0, 1 << 30);
     let far = limit(1 << 40, 64 << 10);
-    for (slot, egress) in [(SLOT, unlimited), (ARMED, far), (BREACHED, limit(1000, 4096)), (THROTTLED, far), (BLOCKED, far)] {
+    for (slot, egress) in
+        [(SLOT, unlimited), (ARMED, far), (BREACHED, limit(1000, 4096)), (THROTTLED, far), (BLOCKED, far)]
+    {
         controls.assign(Slot(slot), slot.into(), Orders { egress, ingress: unlimited, ..Orders::default() });
     }
     let hold = |slot, kind| {
