@@ -4,8 +4,12 @@
 #![forbid(unsafe_code)]
 
 pub mod breach;
+pub mod bucket;
+pub mod budget;
 pub mod identity;
 pub mod ledger;
 pub mod policy;
 pub mod units;
 pub mod usage;
+pub mod verdict;
+pub mod watch;

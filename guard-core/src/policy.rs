@@ -163,3 +163,12 @@ pub struct Budget {
     /// ... in any window of this length.
     pub per: Duration,
 }
+
+/// When so many breach at once that it is the limits that are wrong, or the node that is lost: nothing is evicted then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Storm {
+    /// So many workloads that breach a limit of egress ...
+    pub workloads: NonZeroU64,
+    /// ... within this time.
+    pub per: Duration,
+}
