@@ -182,9 +182,14 @@ impl Watch {
         self.close(now, Closing::Gone, |open| open.breach.container == container)
     }
 
-    /// A container's containment ended, other than by the operator's release: its breaches of egress have had theirs.
-    pub fn let_go(&mut self, now: u64, container: ContainerId) -> Vec<Closed> {
-        self.close(now, Closing::LetGo, |open| open.breach.container == container && open.breach.limit.is_egress())
+    /// A container's containment ended, or lapsed: its breaches of egress have had theirs. Those that the operator's
+    /// release (`released`: when) took out of it stay open, for as long as there are signs of them; so all do when it
+    /// is that release that ended it.
+    pub fn let_go(&mut self, now: u64, container: ContainerId, released: Option<u64>) -> Vec<Closed> {
+        self.close(now, Closing::LetGo, |Open { breach, .. }| {
+            let excused = released.is_some_and(|at| breach.since <= at);
+            breach.container == container && breach.limit.is_egress() && !excused
+        })
     }
 
     /// Policies changed, or which of them holds for whom.

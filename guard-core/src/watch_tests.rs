@@ -116,9 +116,10 @@ fn what_ends_ends_at_once_and_for_that_container_only() {
         on_breach: OnBreach::default(),
     };
     let rest = [Limit::Quota, Limit::Baseline, Limit::Ingress];
-    let cases: [(&str, End<'_>, Closing, &[Limit]); 4] = [
+    let cases: [(&str, End<'_>, Closing, &[Limit]); 5] = [
         ("gone", &|watch| watch.gone(S, A), Closing::Gone, &Limit::ALL),
-        ("let go", &|watch| watch.let_go(S, A), Closing::LetGo, &Limit::ALL[..3]),
+        ("let go", &|watch| watch.let_go(S, A, None), Closing::LetGo, &Limit::ALL[..3]),
+        ("released, and nothing since", &|watch| watch.let_go(S, A, Some(0)), Closing::LetGo, &[]),
         ("no policy", &|watch| watch.reloaded(S, |id| (id == B).then_some(&policy)), Closing::Unlimited, &Limit::ALL),
         ("a rate only", &|watch| watch.reloaded(S, |_| Some(&policy)), Closing::Unlimited, &rest),
     ];
