@@ -29,7 +29,7 @@ fn what_must_never_happen_does_not_in_any_world() {
     let cases = cases();
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
     let seen = RefCell::new(Seen::default());
-    let worlds = (any::<[u16; 6]>(), prop::collection::vec(any::<u32>(), 1..60));
+    let worlds = (any::<[u16; 6]>(), prop::collection::vec(any::<u32>(), 1..80));
     let ran = runner.run(&worlds, |(setup, events)| {
         let mut node = Node::new(setup);
         for event in events {
