@@ -165,4 +165,23 @@ proptest! {
             }
         }
     }
+    #[test]
+    fn no_bytes_of_a_state_file_make_it_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..60),
+        evictions in prop::collection::vec((any::<u64>(), "[ab]"), 0..5),
+        breaching in prop::collection::btree_map("[a-d]", any::<u64>(), 0..5),
+        storm in any::<Option<u64>>(),
+        now in any::<u64>(),
+    ) {
+        let parsed = serde_json::from_slice::<Saved>(&bytes);
+        for saved in parsed.into_iter().chain([Saved { evictions, breaching, storm }]) {
+            for now in [now, u64::MAX] {
+                let allowed = allowance(budget(1, u64::MAX), budget(1, 1));
+                let Ok(mut budgets) = Budgets::restore(now, saved.clone(), allowed) else { continue };
+                budgets.breaching(now, &[workload("a")]);
+                // Any answer will do.
+                let _answer = budgets.spend(now, &workload("a"));
+            }
+        }
+    }
 }

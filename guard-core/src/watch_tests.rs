@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::{
     policy::{Count, EgressLimits, Matcher, OnBreach, RateLimit},
@@ -169,5 +171,27 @@ fn what_we_cannot_have_saved_is_refused() {
     }
     for text in ["", "{}", "[1]", "[{}]", "null", r#"[{"container":-1}]"#] {
         assert!(serde_json::from_str::<Saved>(text).is_err(), "{text}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_of_a_state_file_make_it_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..60),
+        entries in prop::collection::vec((0u64..3, 0usize..4, any::<[u64; 2]>(), any::<f64>()), 0..5),
+        now in any::<u64>(),
+    ) {
+        let saved = entries.into_iter().map(|(container, limit, [since, last], figure)| {
+            let limit = Limit::ALL[limit].name().to_owned();
+            SavedOpen { container, limit, since: since.min(last), last, figure, allowed: figure }
+        });
+        let parsed = serde_json::from_slice::<Saved>(&bytes);
+        for saved in parsed.into_iter().chain([Saved(saved.collect())]) {
+            for now in [now, u64::MAX] {
+                let Ok(mut watch) = Watch::restore(now, saved.clone()) else { continue };
+                watch.sample(now, [nothing(A)]);
+                watch.crossed(0, A, Limit::Rate, OVER);
+            }
+        }
     }
 }

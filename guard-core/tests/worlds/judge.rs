@@ -10,7 +10,7 @@ use guard_core::{
     budget::{Alarm, QUIET, Refused},
     policy::{Budget, Mode},
     verdict::{Action, Container, Declined, Eviction, Refusal, Verdict},
-    watch::{Closed, Open},
+    watch::{Closed, Closing, Open},
 };
 
 use crate::node::{Node, WORKLOADS};
@@ -107,8 +107,11 @@ impl Judge {
     }
 
     pub(crate) fn closed(&mut self, closed: &[Closed]) {
-        for Closed { breach, .. } in closed {
+        for Closed { breach, why, .. } in closed {
             assert!(self.open.remove(&key(breach)), "closed, but was not open: {breach:?}");
+            // Or else the next sign would be another breach, which nobody released.
+            let forgiven = self.forgiven.contains(&key(breach));
+            assert!(!forgiven || *why != Closing::LetGo, "released, and closed by a containment's end: {breach:?}");
         }
     }
 
@@ -121,8 +124,10 @@ impl Judge {
     }
 
     /// The kernel contains a container by itself, for its rate.
-    pub(crate) fn kernel_contained(&mut self, container: ContainerId) -> Result<(), String> {
+    pub(crate) fn kernel_contained(&mut self, node: &Node, container: ContainerId) -> Result<(), String> {
         self.seen.saw("kernel", "");
+        must(node.mode > Mode::Observe, || format!("the kernel contains in mode observe: {container:?}"))?;
+        must(!node.kill_switch, || format!("the kernel contains against the kill switch: {container:?}"))?;
         let key = self.open.iter().find(|key| key.0 == container && key.1 == Limit::Rate);
         let key = *key.ok_or("the kernel contains without a breach")?;
         self.contains(key)
@@ -144,6 +149,10 @@ impl Judge {
     pub(crate) fn before(&mut self, node: &Node, verdict: &Verdict, alarm: Option<Alarm>) -> Result<(), String> {
         let open: BTreeSet<Key> = node.watch.all().map(|open| key(&open.breach)).collect();
         must(open == self.open, || format!("open are {open:?}, and said to be {:?}", self.open))?;
+        for (id, limit, _) in open {
+            let limited = find(node, id)?.policy.as_ref().is_some_and(|policy| policy.limits(limit));
+            must(limited, || format!("a breach of a limit that is not: {id:?}, {limit}"))?;
+        }
         self.weather(node, alarm)?;
         for action in &verdict.actions {
             self.action(node, verdict, action)?;

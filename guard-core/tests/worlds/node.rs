@@ -243,7 +243,9 @@ impl Node {
             self.judge.opened(opened.as_slice())?;
             self.judge.sign(id, self.now);
             if held {
-                self.judge.kernel_contained(id)?;
+                let mut judge = std::mem::take(&mut self.judge);
+                judge.kernel_contained(self, id)?;
+                self.judge = judge;
             }
             self.settle()?;
         }
