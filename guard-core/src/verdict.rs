@@ -95,7 +95,7 @@ pub enum Action {
         /// Why.
         reason: Breach,
     },
-    /// End a containment.
+    /// End a containment, and tell [`Watch::let_go`].
     Release {
         /// Of whom.
         container: ContainerId,
@@ -104,7 +104,7 @@ pub enum Action {
         /// Why.
         why: Release,
     },
-    /// Make a container start afresh.
+    /// Make a container start afresh, and tell [`Budgets::spend`] (which checks again).
     Evict {
         /// Between SIGTERM and SIGKILL, where no orchestrator says otherwise.
         grace: Duration,
