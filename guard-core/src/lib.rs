@@ -6,6 +6,8 @@
 pub mod breach;
 pub mod config;
 pub mod event;
+pub mod bucket;
+pub mod budget;
 pub mod identity;
 pub mod ledger;
 pub mod policy;
@@ -13,3 +15,5 @@ pub mod state;
 pub mod trace;
 pub mod units;
 pub mod usage;
+pub mod verdict;
+pub mod watch;
