@@ -31,6 +31,7 @@ use tokio::{
 };
 
 use crate::{
+    breaches::Breaches,
     clock,
     metrics::{CONTENT_TYPE, Metrics},
     snapshot::Snapshot,
@@ -60,6 +61,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// The last sample.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// The last breaches.
+    pub breaches: Breaches,
     /// Programs attached and first walk done.
     pub ready: watch::Receiver<bool>,
     /// How old the last sample may be for the agent to be healthy.
@@ -77,7 +80,7 @@ pub fn public(shared: Shared) -> Router {
 
 /// For root on the node.
 pub fn private(shared: Shared) -> Router {
-    Router::new().route("/containers", get(containers)).with_state(shared)
+    Router::new().route("/containers", get(containers)).route("/breaches", get(breaches)).with_state(shared)
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
@@ -107,6 +110,10 @@ async fn readyz(State(shared): State<Shared>) -> Response {
 async fn containers(State(shared): State<Shared>) -> Response {
     let snapshot = Arc::clone(&shared.snapshots.borrow());
     Json(&snapshot.containers).into_response()
+}
+
+async fn breaches(State(shared): State<Shared>) -> Response {
+    Json(shared.breaches.newest_first()).into_response()
 }
 
 /// Serves for ever, a bounded number of connections at once: whoever can reach the port cannot take the agent's

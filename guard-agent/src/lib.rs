@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod breaches;
 pub mod client;
 pub mod clock;
 pub mod config;
