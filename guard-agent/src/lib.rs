@@ -13,5 +13,6 @@ pub mod kernel;
 pub mod metrics;
 pub mod node;
 pub mod snapshot;
+pub mod webhook;
 
 pub use guard_core as core;
