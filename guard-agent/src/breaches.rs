@@ -217,9 +217,15 @@ mod tests {
     use std::time::Duration;
 
     use serde_json::json;
+    use tokio::sync::watch;
 
     use super::*;
-    use crate::core::units::Rate;
+    use crate::{
+        client,
+        core::units::Rate,
+        http::{self, Shared, Socket},
+        metrics::Metrics,
+    };
 
     #[test]
     fn a_report_is_told_with_all_that_is_known() {
@@ -254,6 +260,30 @@ mod tests {
                 [{"address": "203.0.113.7", "port": 25, "protocol": "tcp", "bytes": 9_000_000, "share": 0.9}],
         }]);
         assert_eq!(told, expected);
+    }
+
+    #[tokio::test]
+    async fn they_are_served_on_the_socket() {
+        let (_sender, snapshots) = watch::channel(Arc::default());
+        let breaches = Breaches::default();
+        let shared = Shared {
+            metrics: Arc::new(Metrics::new(snapshots.clone()).expect("metrics")),
+            snapshots,
+            breaches: breaches.clone(),
+            ready: watch::channel(true).1,
+            stale_after: Duration::ZERO,
+        };
+        let path = std::env::temp_dir().join(format!("egtest-{}-breaches", std::process::id())).join("socket");
+        let mut socket = Socket::open(&path).expect("a socket");
+        tokio::spawn(http::serve(socket.take().expect("a listener"), http::private(shared)));
+        breaches.open(example(7));
+        breaches.open(example(8));
+        let told = client::get(&path, "/breaches").await;
+        drop(socket);
+        std::fs::remove_dir(path.parent().expect("a folder")).expect("an empty folder");
+        let told: Vec<serde_json::Value> = serde_json::from_slice(&told.expect("an answer")).expect("JSON");
+        let ids: Vec<u64> = told.iter().filter_map(|report| report["cgroup_id"].as_u64()).collect();
+        assert_eq!(ids, [8, 7]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod http;
 pub mod kernel;
 pub mod metrics;
 pub mod node;
+pub mod orchestrator;
 pub mod snapshot;
 pub mod webhook;
 
