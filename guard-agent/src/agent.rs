@@ -8,6 +8,7 @@ use tokio::{sync::watch, time};
 use tracing::{info, warn};
 
 use crate::{
+    breaches::Breaches,
     config::Config,
     guard::Guard,
     http::{self, Shared, Socket},
@@ -60,7 +61,13 @@ pub async fn run(options: Options, config: Config, shutdown: impl Future<Output 
     let (ready, is_ready) = watch::channel(false);
     let metrics = Arc::new(Metrics::new(latest.clone())?);
     let stale_after = (config.sample.interval * 5).max(Duration::from_secs(10));
-    let shared = Shared { metrics: Arc::clone(&metrics), snapshots: latest, ready: is_ready, stale_after };
+    let shared = Shared {
+        metrics: Arc::clone(&metrics),
+        snapshots: latest,
+        breaches: Breaches::default(),
+        ready: is_ready,
+        stale_after,
+    };
     let mut public = tokio::spawn(http::serve(listener, http::public(shared.clone())));
     let private = socket.take().context("a new socket has its listener")?;
     let mut private = tokio::spawn(http::serve(private, http::private(shared)));

@@ -97,7 +97,7 @@ fn or_dash(text: &str) -> String {
 }
 
 /// A number of bytes with a unit of 1000s.
-fn bytes(bytes: f64) -> String {
+pub(crate) fn bytes(bytes: f64) -> String {
     let units = ["B", "kB", "MB", "GB", "TB"];
     let mut value = bytes;
     let mut unit = 0;

@@ -33,6 +33,7 @@ use tokio::{
 };
 
 use crate::{
+    breaches::Breaches,
     clock,
     metrics::{CONTENT_TYPE, Metrics},
     snapshot::Snapshot,
@@ -63,6 +64,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// The last sample.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// The last breaches.
+    pub breaches: Breaches,
     /// Programs attached and first walk done.
     pub ready: watch::Receiver<bool>,
     /// How old the last sample may be for the agent to be healthy.
@@ -109,7 +112,11 @@ pub fn public(shared: Shared) -> Router {
 
 /// For root on the node.
 pub fn private(shared: Shared) -> Router {
-    Router::new().route("/containers", get(containers)).route("/trace", get(trace)).with_state(shared)
+    Router::new()
+        .route("/breaches", get(breaches))
+        .route("/containers", get(containers))
+        .route("/trace", get(trace))
+        .with_state(shared)
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
@@ -147,6 +154,10 @@ async fn trace(State(shared): State<Shared>, Extension(lease): Extension<Lease>)
     lease.renew(stale_after);
     let frames = trace_stream::frames(snapshots).inspect(move |_| lease.renew(stale_after));
     ([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(frames)).into_response()
+}
+
+async fn breaches(State(shared): State<Shared>) -> Response {
+    Json(shared.breaches.newest_first()).into_response()
 }
 
 /// Serves for ever, a bounded number of connections at once: whoever can reach the port cannot take the agent's

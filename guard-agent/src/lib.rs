@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod breaches;
 pub mod check_config;
 pub mod client;
 pub mod clock;
@@ -12,10 +13,12 @@ pub mod http;
 pub mod kernel;
 pub mod metrics;
 pub mod node;
+pub mod orchestrator;
 pub mod record;
 pub mod reload;
 pub mod snapshot;
 pub mod state_file;
 pub mod trace_stream;
+pub mod webhook;
 
 pub use guard_core as core;

@@ -4,10 +4,10 @@
 #![forbid(unsafe_code)]
 
 pub mod breach;
-pub mod config;
-pub mod event;
 pub mod bucket;
 pub mod budget;
+pub mod config;
+pub mod event;
 pub mod identity;
 pub mod ledger;
 pub mod policy;
