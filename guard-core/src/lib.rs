@@ -7,5 +7,6 @@ pub mod breach;
 pub mod identity;
 pub mod ledger;
 pub mod policy;
+pub mod quota;
 pub mod units;
 pub mod usage;
