@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod baseline;
 pub mod breach;
 pub mod identity;
 pub mod ledger;
