@@ -1,5 +1,9 @@
 //! What agent and programs tell each other of a meter: its limits and what has become of them.
 
+/// The instant of boot in the time that buckets are kept in, in nanoseconds: a bucket may hold more time than has passed
+/// since.
+pub const BUCKET_EPOCH: u64 = 1 << 62;
+
 /// Bit of [`Control::gate`]: the meter is contained, and every packet that it sends takes the slow path.
 pub const CONTAINED: u64 = 1 << 63;
 
@@ -45,7 +49,7 @@ pub struct Containment {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct State {
-    /// `CLOCK_BOOTTIME` in nanoseconds up to which the bucket's tokens are spent.
+    /// The instant up to which the bucket's tokens are spent: nanoseconds of `CLOCK_BOOTTIME` plus [`BUCKET_EPOCH`].
     pub spent: u64,
     /// `CLOCK_BOOTTIME` in nanoseconds when the bucket was last found empty. 0: never.
     pub empty: u64,
@@ -79,7 +83,7 @@ pub struct Control {
     pub on_breach: Containment,
     /// The containment in force.
     pub containment: Containment,
-    /// `CLOCK_BOOTTIME` in nanoseconds up to which a throttle's tokens are spent.
+    /// The instant up to which a throttle's tokens are spent: nanoseconds of `CLOCK_BOOTTIME` plus [`BUCKET_EPOCH`].
     pub throttle_spent: u64,
     /// Spare.
     pub spare2: [u64; 3],

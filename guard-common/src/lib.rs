@@ -10,7 +10,7 @@ mod control;
 mod evidence;
 mod kill_switch;
 
-pub use control::{CONTAINED, Containment, Control, Limit, State, containment_kind};
+pub use control::{BUCKET_EPOCH, CONTAINED, Containment, Control, Limit, State, containment_kind};
 pub use evidence::{Destination, EVIDENCE_EPOCH, EVIDENCE_ROOM, INGRESS};
 pub use kill_switch::{Engagement, SOURCES, WHO};
 

@@ -3,14 +3,17 @@
 
 #![forbid(unsafe_code)]
 
+pub mod baseline;
 pub mod breach;
 pub mod bucket;
 pub mod budget;
 pub mod config;
+pub mod detect;
 pub mod event;
 pub mod identity;
 pub mod ledger;
 pub mod policy;
+pub mod quota;
 pub mod state;
 pub mod trace;
 pub mod units;

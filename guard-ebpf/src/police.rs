@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use guard_common::{
-    BreachEvent, CONTAINED, Containment, Control, EVIDENCE_EPOCH, INGRESS, Lane, Limit, SOURCES, State,
+    BUCKET_EPOCH, BreachEvent, CONTAINED, Containment, Control, EVIDENCE_EPOCH, INGRESS, Lane, Limit, SOURCES, State,
     containment_kind, event_kind, parameter::DROPPED_MARK,
 };
 
@@ -234,7 +234,7 @@ unsafe fn contain(case: &Case, gate: u64) -> bool {
         store(&raw mut (*force).until, now + load(&raw const (*ready).until));
         store(&raw mut (*force).since, now);
         store(&raw mut (*force).kind, kind);
-        store(&raw mut (*control).throttle_spent, now);
+        store(&raw mut (*control).throttle_spent, now + BUCKET_EPOCH);
         // Another CPU may have been as quick.
         replace(&raw mut (*control).gate, gate, gate | CONTAINED);
         true
@@ -358,7 +358,8 @@ enum Spend {
 #[inline(always)]
 unsafe fn spend(spent: *mut u64, rate: u64, depth: u64, bytes: u64, now: u64, how: Spend) -> bool {
     let time = bytes * SECOND / rate.max(1);
-    let full = now.saturating_sub(depth);
+    let now = now + BUCKET_EPOCH;
+    let full = now - depth.min(BUCKET_EPOCH);
     for _ in 0..TRIES {
         // SAFETY: the caller's promise.
         unsafe {

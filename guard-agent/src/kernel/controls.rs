@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::SeqCst},
 };
 
-use guard_common::{CONTAINED, Containment, Control, Limit, NODE_SLOT, containment_kind};
+use guard_common::{BUCKET_EPOCH, CONTAINED, Containment, Control, Limit, NODE_SLOT, containment_kind};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::core::ledger::Slot;
@@ -132,7 +132,7 @@ impl Controls {
         self.set(slot, offset_of!(Control, containment.until), until);
         self.set(slot, offset_of!(Control, containment.since), since);
         self.set(slot, offset_of!(Control, containment.kind), kind);
-        self.set(slot, offset_of!(Control, throttle_spent), since);
+        self.set(slot, offset_of!(Control, throttle_spent), since + BUCKET_EPOCH);
         self.word(slot, offset_of!(Control, gate)).fetch_or(CONTAINED, SeqCst);
     }
 
