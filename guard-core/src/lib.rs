@@ -11,6 +11,7 @@ pub mod config;
 pub mod detect;
 pub mod event;
 pub mod identity;
+pub mod judge;
 pub mod ledger;
 pub mod policy;
 pub mod quota;
