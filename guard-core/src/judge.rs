@@ -112,6 +112,8 @@ pub struct Saved {
 pub struct Judge {
     settings: Settings,
     kill_switch: bool,
+    /// Why there is no eviction at all.
+    protected: Option<&'static str>,
     detector: Detector,
     watch: Watch,
     budgets: Budgets,
@@ -123,13 +125,14 @@ pub struct Judge {
 }
 
 impl Judge {
-    /// Nothing is known yet.
+    /// Nothing is known yet. `protected`: why nothing must be evicted, if so.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: Settings, protected: Option<&'static str>) -> Self {
         let budgets = Budgets::new(settings.allowance);
         Self {
             settings,
             kill_switch: false,
+            protected,
             detector: Detector::default(),
             watch: Watch::default(),
             budgets,
@@ -186,7 +189,8 @@ impl Judge {
         let known = self.containers.entry(id).or_insert_with(|| {
             let SavedContainer { released, eviction } = kept;
             let workload = Arc::clone(&workload);
-            let facts = Container { id, policy: None, workload, contained: None, released, eviction, protected: None };
+            let protected = self.protected;
+            let facts = Container { id, policy: None, workload, contained: None, released, eviction, protected };
             Known { subject: Subject::default(), facts, evicted_at: 0 }
         });
         known.subject = subject;
@@ -237,9 +241,15 @@ impl Judge {
         Some(self.decide(now))
     }
 
-    /// What the kernel says of a container's containment: it holds some by itself, and lets go of what nobody renews.
+    /// What the kernel says of a container's containment: it holds some by itself, and lets go of what nobody renews. Its
+    /// end is the policy's to say.
     pub fn contained(&mut self, now: u64, id: ContainerId, contained: Option<Contained>) -> Vec<Effect> {
         let Some(known) = self.containers.get_mut(&id) else { return vec![] };
+        let length = known.facts.policy.as_ref().and_then(|policy| policy.on_breach.contain).map(|contain| contain.length);
+        let contained = contained.map(|contained| {
+            let end = length.map_or(contained.until, |length| contained.since.saturating_add(budget::nanos(length)));
+            Contained { until: contained.until.min(end), ..contained }
+        });
         let before = std::mem::replace(&mut known.facts.contained, contained);
         if before.is_none() || contained.is_some() {
             return vec![];

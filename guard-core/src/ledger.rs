@@ -81,6 +81,8 @@ pub struct Assignment {
 pub struct Ledger {
     records: Vec<Record>,
     raw: Vec<Totals>,
+    /// What the last sample brought.
+    moved: Vec<Totals>,
     rates: Vec<Rates>,
     sampled_at: u64,
     series: BTreeMap<Labels, Series>,
@@ -94,6 +96,7 @@ impl Ledger {
         Self {
             records: vec![Record::default(); slots],
             raw: vec![Totals::default(); slots],
+            moved: vec![Totals::default(); slots],
             rates: vec![Rates::default(); slots],
             sampled_at: 0,
             series: BTreeMap::new(),
@@ -163,6 +166,7 @@ impl Ledger {
         let foreign = self.records[index].foreign;
         self.records[index] = Record { owner: Some(owner), base: self.raw[index], carry, foreign, absorbed: 0 };
         self.rates[index] = Rates::default();
+        self.moved[index] = Totals::default();
         let slot = Slot(index as u32);
         changed.push(slot);
         Some(Assignment { slot, changed })
@@ -242,7 +246,8 @@ impl Ledger {
         let before = self.unattributed;
         let nanos = now.saturating_sub(self.sampled_at);
         for (index, &raw) in raw.iter().enumerate() {
-            self.rates[index] = Rates::over(raw - self.raw[index], nanos);
+            self.moved[index] = raw - self.raw[index];
+            self.rates[index] = Rates::over(self.moved[index], nanos);
             self.raw[index] = raw;
         }
         self.sampled_at = now;
@@ -282,6 +287,16 @@ impl Ledger {
             let owner = record.owner.as_ref().filter(|owner| owner.gone.is_none())?;
             Some((Slot(index as u32), owner, self.own(index), self.rates[index]))
         })
+    }
+
+    /// What the slot's owner counted between the last two samples.
+    pub fn moved(&self, slot: Slot) -> Totals {
+        self.moved[slot.0 as usize]
+    }
+
+    /// What the slot had counted at the last sample.
+    pub fn raw(&self, slot: Slot) -> Totals {
+        self.raw[slot.0 as usize]
     }
 
     /// All series with their totals.

@@ -34,7 +34,6 @@ pub struct Guarded {
     programs: Programs,
     /// The meter's limits and containment.
     pub controls: Controls,
-    orders: Orders,
     /// The container.
     pub container: Container,
     _pods: Pods,
@@ -64,13 +63,12 @@ impl Guarded {
             Ok(sys::link_create(program.as_fd(), cgroup.as_fd(), hook)?)
         });
         let links = [egress.context("egress")?, ingress.context("ingress")?];
-        Ok(Self { _links: links, programs, controls, orders, container, _pods: pods, wires })
+        Ok(Self { _links: links, programs, controls, container, _pods: pods, wires })
     }
 
     /// Gives other orders.
-    pub fn order(&mut self, orders: Orders) {
-        self.controls.order(SLOT, self.orders, orders);
-        self.orders = orders;
+    pub fn order(&self, orders: Orders) {
+        self.controls.order(SLOT, orders);
     }
 
     /// Puts a containment in force.

@@ -108,14 +108,44 @@ impl Controls {
         self.on_breach(slot, orders.on_breach);
     }
 
-    /// The slot's owner gets other orders. Those that are as they were touch nothing.
-    pub fn order(&self, slot: Slot, before: Orders, orders: Orders) {
+    /// The slot's owner gets orders. Those that are as they were touch nothing, whoever gave them.
+    pub fn order(&self, slot: Slot, orders: Orders) {
+        let before = self.orders(slot);
         if (before.egress, before.ingress) != (orders.egress, orders.ingress) {
             self.renew_limits(slot, orders);
         }
         if before.on_breach != orders.on_breach {
             self.on_breach(slot, orders.on_breach);
         }
+    }
+
+    fn orders(&self, slot: Slot) -> Orders {
+        let limit = |offset: usize| Limit {
+            rate: self.get(slot, offset + offset_of!(Limit, rate)),
+            depth: self.get(slot, offset + offset_of!(Limit, depth)),
+            quantum: self.get(slot, offset + offset_of!(Limit, quantum)),
+            classes: self.get(slot, offset + offset_of!(Limit, classes)),
+        };
+        Orders {
+            egress: limit(offset_of!(Control, egress)),
+            ingress: limit(offset_of!(Control, ingress)),
+            on_breach: Containment {
+                kind: self.get(slot, offset_of!(Control, on_breach.kind)),
+                rate: self.get(slot, offset_of!(Control, on_breach.rate)),
+                until: self.get(slot, offset_of!(Control, on_breach.until)),
+                since: 0,
+            },
+        }
+    }
+
+    /// Sets how much credit a CPU takes at once. The credit that is out stays so.
+    pub fn set_quantum(&self, slot: Slot, quantum: u64) {
+        self.set(slot, offset_of!(Control, egress.quantum), quantum);
+    }
+
+    /// The slot's owner, by its cgroup id.
+    pub fn owner(&self, slot: Slot) -> u64 {
+        self.get(slot, offset_of!(Control, owner))
     }
 
     fn on_breach(&self, slot: Slot, Containment { kind, rate, until, since: _ }: Containment) {

@@ -17,6 +17,7 @@ use ipnet::IpNet;
 use super::{
     controls::Controls,
     events::{KernelEvents, KernelLog},
+    evidence::{self, Sample},
     object::{OBJECT, ObjectError, Options, Parameters, Programs},
     pins::{PinError, Pins},
     record,
@@ -269,7 +270,12 @@ impl Meters {
         Array::try_from(map).map_err(failed)
     }
 
-    /// Cgroup events that found no room in the ring buffer, ever.
+    /// Where the bytes of all containers went in the last one to two minutes.
+    pub fn evidence(&self, now: u64) -> Result<Vec<Sample>, MeterError> {
+        Ok(evidence::read(&self.programs, now)?)
+    }
+
+    /// Events that found no room in the ring buffer, ever.
     pub fn events_lost(&self) -> Result<u64, MeterError> {
         let failed = |cause| MeterError::Record { what: "find", slot: 0, cause };
         let map = self.programs.ebpf.map("EVENTS_LOST");

@@ -4,6 +4,7 @@
 
 pub mod controls;
 pub mod events;
+pub mod evidence;
 pub mod meters;
 pub mod object;
 pub mod pins;

@@ -58,11 +58,16 @@ impl fmt::Display for BaselineLimit {
 
 impl fmt::Display for Contain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.how {
-            Containment::Throttle(rate) => write!(f, "throttle to {rate}")?,
-            Containment::Block => f.write_str("block")?,
+        write!(f, "{} for {}", self.how, format_duration(self.length))
+    }
+}
+
+impl fmt::Display for Containment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Throttle(rate) => write!(f, "throttle to {rate}"),
+            Self::Block => f.write_str("block"),
         }
-        write!(f, " for {}", format_duration(self.length))
     }
 }
 

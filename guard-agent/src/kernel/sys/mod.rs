@@ -286,3 +286,36 @@ pub fn array_lookup_batch(
     // SAFETY: the buffers have room for count keys and values, as asserted.
     unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, "MAP_LOOKUP_BATCH", &mut attr).map(drop) }
 }
+
+/// Reads all entries of a hash map in one call (`BPF_MAP_LOOKUP_BATCH`, for hash maps from kernel 5.6). Returns the keys
+/// and the values, each after the other.
+pub fn hash_lookup_all(
+    map: BorrowedFd<'_>,
+    room: u32,
+    key_size: usize,
+    value_size: usize,
+) -> Result<(Vec<u8>, Vec<u8>), BpfError> {
+    let mut keys = vec![0; room as usize * key_size];
+    let mut values = vec![0; room as usize * value_size];
+    let mut next = 0u32;
+    let mut attr = MapBatch {
+        in_batch: 0,
+        out_batch: std::ptr::from_mut(&mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: room,
+        map_fd: map.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the buffers have room for as many entries as the map, of the map's sizes.
+    let done = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, "MAP_LOOKUP_BATCH", &mut attr) };
+    match done {
+        // ENOENT says that there are no more.
+        Err(error) if error.cause.raw_os_error() != Some(libc::ENOENT) => return Err(error),
+        _ => {}
+    }
+    keys.truncate(attr.count as usize * key_size);
+    values.truncate(attr.count as usize * value_size);
+    Ok((keys, values))
+}

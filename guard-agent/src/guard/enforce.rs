@@ -1,0 +1,174 @@
+//! Limits and containments: what the judge orders goes to the kernel, what the kernel finds goes to the judge.
+
+use guard_common::Containment;
+use tracing::{info, warn};
+
+use super::{
+    Guard,
+    orders::{self, LAPSE},
+};
+use crate::{
+    clock,
+    core::{
+        breach::{ContainerId, Limit},
+        event::Crossing,
+        ledger::{Owner, Slot},
+        policy::{Count, Subject},
+        usage::Rates,
+        verdict::Contained,
+    },
+    kernel::{controls::Orders, meters::MeterError},
+};
+
+/// Rates over less than this many nanoseconds say little.
+const SHORT: u64 = 50_000_000;
+
+/// Until when each bucket's signs are known.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    egress: u64,
+    ingress: u64,
+}
+
+impl Guard {
+    /// A container has a slot: the judge hears of it, and the slot's programs of its limits. `adopted`: they know them
+    /// from an earlier agent.
+    pub(super) fn introduce(&mut self, slot: Slot, owner: &Owner, adopted: bool) {
+        let (now, id) = (clock::boottime(), ContainerId(owner.cgroup_id));
+        // Without a cluster the labels are all that is known of the workload.
+        let names = owner.labels.clone();
+        let workload = format!("{}/{}/{}", names.namespace, names.pod, names.container).into();
+        let mut effects = self.judge.appeared(now, id, Subject { names, ..Subject::default() }, workload);
+        if adopted {
+            let contained = self.kernel.controls.report(slot).contained.map(orders::told);
+            effects.extend(self.judge.contained(now, id, contained));
+            self.kernel.controls.order(slot, self.orders_of(id));
+        } else {
+            self.kernel.controls.assign(slot, owner.cgroup_id, self.orders_of(id));
+        }
+        self.carry_out(effects);
+    }
+
+    /// A container is gone.
+    pub(super) fn farewell(&mut self, cgroup_id: u64) {
+        let effects = self.judge.gone(clock::boottime(), ContainerId(cgroup_id));
+        self.carry_out(effects);
+    }
+
+    fn orders_of(&self, id: ContainerId) -> Orders {
+        let mut orders = orders::orders(self.judge.orders(id), self.kernel.cpus(), self.outlive_agent);
+        if orders.egress.rate == 0
+            && let Some(allowed) = self.judge.allowed(id)
+        {
+            orders.egress.quantum = orders::quantum(allowed);
+        }
+        orders
+    }
+
+    /// Tells the programs what the judge orders. What is as it was costs a few reads of memory.
+    pub(super) fn order_all(&self) {
+        for (slot, meter) in &self.meters {
+            self.kernel.controls.order(*slot, self.orders_of(ContainerId(meter.cgroup_id)));
+        }
+    }
+
+    /// A packet found a bucket empty.
+    pub(super) fn on_crossing(&mut self, crossing: Crossing) -> Result<(), MeterError> {
+        let Crossing { at, limit, slot, owner } = crossing;
+        if !self.meters.get(&slot).is_some_and(|meter| meter.cgroup_id == owner.0) {
+            return Ok(());
+        }
+        let raw = self.kernel.read(slot.0, 1)?[0];
+        // Just after a sample the time since then says little.
+        let since = clock::boottime().saturating_sub(self.ledger.sampled_at()).max(SHORT);
+        let rates = Rates::over(raw - self.ledger.raw(slot), since);
+        self.hear(slot, owner);
+        self.crossed(owner, limit, &rates);
+        self.metrics.breach_seconds.observe(clock::monotonic().saturating_sub(at) as f64 / 1e9);
+        Ok(())
+    }
+
+    fn crossed(&mut self, id: ContainerId, limit: Limit, rates: &Rates) {
+        let figure = match limit {
+            Limit::Ingress => rates.ingress.cluster + rates.ingress.external,
+            _ if self.judge.orders(id).count == Count::External => rates.egress.external,
+            _ => rates.egress.cluster + rates.egress.external,
+        };
+        let effects = self.judge.crossed(clock::boottime(), id, limit, figure);
+        self.carry_out(effects);
+    }
+
+    /// What the kernel says of a slot's containment goes to the judge.
+    fn hear(&mut self, slot: Slot, id: ContainerId) {
+        let told = self.kernel.controls.report(slot).contained.map(orders::told);
+        let known = self.judge.contained_now(id);
+        let now = clock::boottime();
+        match (told, known) {
+            (Some(told), known) if known.is_none_or(|known| known.since != told.since) => {
+                let effects = self.judge.contained(now, id, Some(told));
+                info!(container = self.name(id), how = %told.how, "contained by its meter, from the packet that crossed its limit on");
+                self.contained_by_meter(id);
+                self.carry_out(effects);
+            }
+            // At its end the judge lifts it.
+            (None, Some(known)) if known.until > now => {
+                warn!(container = self.name(id), "its containment lapsed: nobody renewed it for {LAPSE:?}");
+                let effects = self.judge.contained(now, id, None);
+                self.carry_out(effects);
+            }
+            _ => {}
+        }
+    }
+
+    /// What the programs found since the last sample, for which there may have been no event.
+    pub(super) fn listen(&mut self) {
+        let slots: Vec<_> = self.meters.iter().map(|(slot, meter)| (*slot, ContainerId(meter.cgroup_id))).collect();
+        for (slot, id) in slots {
+            self.hear(slot, id);
+            let report = self.kernel.controls.report(slot);
+            let before = self.seen.insert(slot, Seen { egress: report.egress_empty, ingress: report.ingress_empty });
+            let before = before.unwrap_or_default();
+            let rates = self.ledger.rates(slot);
+            if report.egress_empty > before.egress {
+                self.crossed(id, Limit::Rate, &rates);
+            }
+            if report.ingress_empty > before.ingress {
+                self.crossed(id, Limit::Ingress, &rates);
+            }
+        }
+    }
+
+    /// Puts a containment in force.
+    pub(super) fn contain(&self, id: ContainerId, contained: Contained) {
+        let Some(slot) = self.slot_of(id) else { return };
+        let (kind, rate) = orders::kernel(contained.how);
+        let until = self.renewed(contained);
+        self.kernel.controls.contain(slot, Containment { kind, rate, until, since: contained.since });
+    }
+
+    /// Lifts a containment.
+    pub(super) fn let_go(&self, id: ContainerId) {
+        let Some(slot) = self.slot_of(id) else { return };
+        // Disarmed first: a packet that finds the bucket empty meanwhile must not contain it again.
+        self.kernel.controls.order(slot, self.orders_of(id));
+        self.kernel.controls.release(slot);
+    }
+
+    /// Renews the containments in force: they last to their end as long as there is an agent.
+    pub(super) fn renew(&self) {
+        for (slot, meter) in &self.meters {
+            if let Some(contained) = self.judge.contained_now(ContainerId(meter.cgroup_id)) {
+                self.kernel.controls.renew(*slot, self.renewed(contained));
+            }
+        }
+    }
+
+    fn renewed(&self, contained: Contained) -> u64 {
+        let lapse = clock::boottime() + LAPSE.as_nanos() as u64;
+        if self.outlive_agent { contained.until } else { contained.until.min(lapse) }
+    }
+
+    pub(super) fn slot_of(&self, id: ContainerId) -> Option<Slot> {
+        self.meters.iter().find(|(_, meter)| meter.cgroup_id == id.0).map(|(slot, _)| *slot)
+    }
+}
