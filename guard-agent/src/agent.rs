@@ -11,7 +11,8 @@ use crate::{
     config::Config,
     guard::Guard,
     http::{self, Shared, Socket},
-    kernel::{events::KernelEvents, meters::Meters, pins::Pins, probe},
+    kernel::{events::KernelEvents, kill_switch::KillSwitch, meters::Meters, pins::Pins, probe},
+    kill_switch::Gauge,
     metrics::Metrics,
     node::{
         hierarchy,
@@ -56,15 +57,6 @@ pub async fn run(options: Options, config: Config, shutdown: impl Future<Output 
     let listener = http::listen(options.listen).await?;
     let mut socket = Socket::open(&options.socket)?;
 
-    let (snapshots, latest) = watch::channel(Arc::new(Snapshot::default()));
-    let (ready, is_ready) = watch::channel(false);
-    let metrics = Arc::new(Metrics::new(latest.clone())?);
-    let stale_after = (config.sample.interval * 5).max(Duration::from_secs(10));
-    let shared = Shared { metrics: Arc::clone(&metrics), snapshots: latest, ready: is_ready, stale_after };
-    let mut public = tokio::spawn(http::serve(listener, http::public(shared.clone())));
-    let private = socket.take().context("a new socket has its listener")?;
-    let mut private = tokio::spawn(http::serve(private, http::private(shared)));
-
     let pods_root = match &options.pods_root {
         Some(path) => Some(tree::relative(&root, path).with_context(|| {
             format!("--pods-root {} does not lie in the cgroup v2 hierarchy at {}", path.display(), root.display())
@@ -73,6 +65,19 @@ pub async fn run(options: Options, config: Config, shutdown: impl Future<Output 
     };
     let watched = Watched { root, pods_root, extra: config.meters.extra.clone() };
     let pins = Pins::open(&options.bpffs)?;
+    // Before the programs: they take over what is pinned without a look at what it is.
+    let kill_switch = Arc::new(KillSwitch::open(&options.bpffs, None)?);
+
+    let (snapshots, latest) = watch::channel(Arc::new(Snapshot::default()));
+    let (ready, is_ready) = watch::channel(false);
+    let metrics = Arc::new(Metrics::new(latest.clone())?);
+    metrics.register(Box::new(Gauge::new(Arc::clone(&kill_switch))?))?;
+    let stale_after = (config.sample.interval * 5).max(Duration::from_secs(10));
+    let shared = Shared { metrics: Arc::clone(&metrics), snapshots: latest, ready: is_ready, stale_after };
+    let mut public = tokio::spawn(http::serve(listener, http::public(shared.clone())));
+    let private = socket.take().context("a new socket has its listener")?;
+    let mut private = tokio::spawn(http::serve(private, http::private(shared).merge(http::orders(kill_switch))));
+
     for replaced in pins.prepare(config.meters.max + 1)? {
         warn!("replaced {replaced}: all totals start from nothing");
     }

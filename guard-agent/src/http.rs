@@ -14,18 +14,20 @@ use std::{
 use axum::{
     Extension, Json, Router,
     body::Body,
-    extract::State,
+    extract::{DefaultBodyLimit, State},
     http::{StatusCode, header},
     response::{IntoResponse as _, Response},
     routing::get,
     serve::Listener,
 };
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use rustix::fs::Mode;
+use serde::Deserialize;
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::{Semaphore, watch},
@@ -34,6 +36,8 @@ use tokio::{
 
 use crate::{
     clock,
+    kernel::kill_switch::{KillSwitch, Source},
+    kill_switch::{Status, verb},
     metrics::{CONTENT_TYPE, Metrics},
     snapshot::Snapshot,
     trace_stream,
@@ -41,6 +45,9 @@ use crate::{
 
 /// Connections that are served at once, on each of port and socket; further ones wait.
 const CONNECTIONS: usize = 64;
+
+/// Longest body of an order, in bytes.
+const ORDER: usize = 4096;
 
 /// How long a client may take to send a request's head.
 const HEAD: Duration = Duration::from_secs(10);
@@ -107,9 +114,15 @@ pub fn public(shared: Shared) -> Router {
         .with_state(shared)
 }
 
-/// For root on the node.
+/// For root on the node, on the socket.
 pub fn private(shared: Shared) -> Router {
     Router::new().route("/containers", get(containers)).route("/trace", get(trace)).with_state(shared)
+}
+
+/// What acts, for root on the node: never reachable over TCP.
+pub fn orders(switch: Arc<KillSwitch>) -> Router {
+    let methods = get(kill_switch).post(switch_kill_switch).layer(DefaultBodyLimit::max(ORDER));
+    Router::new().route("/kill-switch", methods).with_state(switch)
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
@@ -147,6 +160,45 @@ async fn trace(State(shared): State<Shared>, Extension(lease): Extension<Lease>)
     lease.renew(stale_after);
     let frames = trace_stream::frames(snapshots).inspect(move |_| lease.renew(stale_after));
     ([(header::CONTENT_TYPE, "application/octet-stream")], Body::from_stream(frames)).into_response()
+}
+
+async fn kill_switch(State(switch): State<Arc<KillSwitch>>) -> Response {
+    match Status::of(&switch) {
+        Ok(status) => Json(status).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+/// What is posted to `/kill-switch`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Order {
+    engaged: bool,
+    who: Option<String>,
+    reason: Option<String>,
+}
+
+/// Engages or releases it for the operator, and answers how it then stands: others may engage it still.
+async fn switch_kill_switch(state: State<Arc<KillSwitch>>, body: Bytes) -> Response {
+    let Order { engaged, who, reason } = match serde_json::from_slice(&body) {
+        Ok(order) => order,
+        Err(error) => {
+            let said = format!(
+                "expected {{\"engaged\": true or false, \"who\": \"...\", \"reason\": \"...\"}}, the latter two optional: {error}\n"
+            );
+            return (StatusCode::BAD_REQUEST, said).into_response();
+        }
+    };
+    let done = if engaged {
+        let who = verb::who("the socket", who.as_deref().unwrap_or("root"), reason.as_deref());
+        state.engage(Source::Operator, &who)
+    } else {
+        state.release(Source::Operator)
+    };
+    match done {
+        Ok(()) => kill_switch(state).await,
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
 }
 
 /// Serves for ever, a bounded number of connections at once: whoever can reach the port cannot take the agent's
@@ -228,5 +280,39 @@ impl Drop for Socket {
     fn drop(&mut self) {
         // Gone already is as good.
         let _gone = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{Method, Request};
+    use hyper::service::Service as _;
+
+    use super::*;
+
+    async fn answer(router: Router, method: Method, path: &str) -> StatusCode {
+        let request = Request::builder().method(method).uri(path).body(Body::empty()).expect("a request");
+        TowerToHyperService::new(router).call(request).await.expect("it never fails").status()
+    }
+
+    #[tokio::test]
+    async fn over_tcp_nothing_can_be_done_but_read() {
+        let (_snapshots, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+        let (_ready, ready) = watch::channel(true);
+        let metrics = Arc::new(Metrics::new(snapshots.clone()).expect("metrics"));
+        let router = public(Shared { metrics, snapshots, ready, stale_after: Duration::from_secs(1) });
+        for path in ["/metrics", "/healthz", "/readyz"] {
+            assert_eq!(answer(router.clone(), Method::GET, path).await, StatusCode::OK, "{path}");
+            for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS] {
+                let status = answer(router.clone(), method.clone(), path).await;
+                assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+            }
+        }
+        for path in ["/kill-switch", "/kill-switch/", "/containers", "/trace", "/breaches", "/"] {
+            for method in [Method::GET, Method::POST, Method::PUT, Method::DELETE] {
+                let status = answer(router.clone(), method.clone(), path).await;
+                assert_eq!(status, StatusCode::NOT_FOUND, "{method} {path}");
+            }
+        }
     }
 }

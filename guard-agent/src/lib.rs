@@ -10,6 +10,7 @@ pub mod config;
 pub mod guard;
 pub mod http;
 pub mod kernel;
+pub mod kill_switch;
 pub mod metrics;
 pub mod node;
 pub mod record;

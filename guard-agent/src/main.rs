@@ -7,7 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser, pars
 use guard_agent::{
     agent, check_config, client, config,
     core::{identity::Labels, policy::Subject},
-    kernel::{pins::Pins, probe},
+    kernel::{kill_switch::KillSwitch, pins::Pins, probe},
+    kill_switch::verb,
     record,
 };
 use tokio::{
@@ -38,6 +39,9 @@ enum Command {
     List(List),
     /// Records the samples of a running agent, to try limits on them
     Record(Record),
+    /// Stops all containing and evicting on this node, whether an agent runs, hangs or is dead
+    #[command(subcommand)]
+    KillSwitch(Switch),
     /// Removes every pin: all meters and totals of a stopped agent
     Cleanup(Cleanup),
 }
@@ -103,6 +107,37 @@ struct Record {
     duration: Option<Duration>,
     #[command(flatten)]
     socket: Socket,
+}
+
+#[derive(Debug, Subcommand)]
+enum Switch {
+    /// Engages it: every containment is lifted at once, nothing new is contained or evicted
+    On {
+        /// Why, for whoever asks for the status
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        #[command(flatten)]
+        bpffs: Bpffs,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Releases it; fails if the configuration file or the cluster still engages it
+    Off {
+        #[command(flatten)]
+        bpffs: Bpffs,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Says whether it is engaged, by whom and since when
+    Status {
+        /// Print JSON instead
+        #[arg(long, env = "EGRESS_GUARD_JSON", value_parser = FalseyValueParser::new())]
+        json: bool,
+        #[command(flatten)]
+        bpffs: Bpffs,
+        #[command(flatten)]
+        socket: Socket,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -191,13 +226,32 @@ fn try_main() -> Result<()> {
             eprintln!("recorded {recorded} to {}", output.display());
             Ok(())
         }),
-        Command::Cleanup(Cleanup { bpffs }) => {
+        Command::KillSwitch(switch) => {
             probe::privileges()?;
-            let removed = match Pins::existing(&bpffs.bpffs)? {
-                Some(pins) => pins.remove_all()?,
-                None => 0,
+            Runtime::new()?.block_on(async {
+                match switch {
+                    Switch::On { reason, bpffs, socket } => {
+                        verb::on(&bpffs.bpffs, &socket.socket, reason.as_deref()).await
+                    }
+                    Switch::Off { bpffs, socket } => verb::off(&bpffs.bpffs, &socket.socket).await,
+                    Switch::Status { json, bpffs, socket } => verb::show(&bpffs.bpffs, &socket.socket, json).await,
+                }
+            })
+        }
+        Command::Cleanup(Cleanup { bpffs: Bpffs { bpffs } }) => {
+            probe::privileges()?;
+            let Some(pins) = Pins::existing(&bpffs)? else {
+                println!("removed 0 pins from {}", bpffs.display());
+                return Ok(());
             };
-            println!("removed {removed} pins from {}", bpffs.bpffs.display());
+            let engaged = KillSwitch::existing(&bpffs)?.is_some_and(|switch| switch.engaged());
+            println!("removed {} pins from {}", pins.remove_all(engaged)?, bpffs.display());
+            if engaged {
+                println!(
+                    "kept the kill switch, which is engaged: see `guard-agent kill-switch status`, release it and clean up \
+                     again"
+                );
+            }
             Ok(())
         }
     }

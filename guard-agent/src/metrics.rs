@@ -86,6 +86,11 @@ impl Metrics {
         Ok(metrics)
     }
 
+    /// Has another's metrics shown as well.
+    pub fn register(&self, collector: Box<dyn Collector>) -> Result<(), prometheus::Error> {
+        self.registry.register(collector)
+    }
+
     /// All metrics as text.
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
         let mut text = Vec::new();
@@ -209,7 +214,7 @@ fn classes(values: [u64; 2]) -> [(&'static str, u64); 2] {
     [("cluster", values[Class::Cluster as usize]), ("external", values[Class::External as usize])]
 }
 
-fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
+pub(crate) fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
     let mut family = MetricFamily::default();
     family.set_name(name.into());
     family.set_help(help.into());
@@ -235,7 +240,7 @@ fn counter(labels: &[(&str, &str)], value: f64) -> Metric {
     metric
 }
 
-fn gauge(labels: &[(&str, &str)], value: f64) -> Metric {
+pub(crate) fn gauge(labels: &[(&str, &str)], value: f64) -> Metric {
     let (mut metric, mut gauge) = (labelled(labels), Gauge::default());
     gauge.set_value(value);
     metric.set_gauge(gauge);

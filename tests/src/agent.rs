@@ -148,6 +148,8 @@ impl Setup {
 
 impl Drop for Setup {
     fn drop(&mut self) {
+        // One that a test left engaged would be kept. Gone already is as good.
+        let _gone = fs::remove_file(self.bpffs.join("kill-switch"));
         let cleanup = Command::new(&self.binary)
             .envs(self.environment.clone())
             .arg("cleanup")

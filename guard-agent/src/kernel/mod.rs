@@ -4,6 +4,7 @@
 
 pub mod controls;
 pub mod events;
+pub mod kill_switch;
 pub mod meters;
 pub mod object;
 pub mod pins;
