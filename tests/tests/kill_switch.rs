@@ -335,6 +335,7 @@ fn an_agent_with_other_pins_is_told() -> Result<()> {
     let on = run(&["on"], &folder.0, world.agent().socket())?;
     let said = String::from_utf8(on.stderr)?;
     ensure!(on.status.code() == Some(1), "{said}");
+    ensure!(on.stdout.is_empty() && said.contains("to no effect: the agent at"), "{said}");
     ensure!(said.contains("goes by another kill switch, and that is not engaged: pass the --bpffs"), "{said}");
     let said = verb(&["status"], &folder.0, world.agent().socket())?;
     ensure!(said.contains("BUT the agent at"), "{said}");

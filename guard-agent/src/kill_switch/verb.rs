@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::Path, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use tokio::time;
 
 use super::{By, Status};
@@ -24,13 +24,15 @@ pub async fn on(bpffs: &Path, socket: &Path, reason: Option<&str>) -> Result<()>
     let Some(by) = operator(&now) else {
         bail!("the kill switch in {} was removed or released while it was engaged: try again", bpffs.display());
     };
+    let agent = agent(socket, &now).await;
+    let agent = agent.with_context(|| format!("engaged the kill switch in {}, to no effect", bpffs.display()))?;
     match before {
         Some(before) => println!("the kill switch was engaged already, by {before}\nit is now by {by}"),
         None => println!("the kill switch is engaged, by {by}"),
     }
     println!("the kernel lifts every containment at once, nothing new is contained or evicted");
     println!("it stays so until `guard-agent kill-switch off`, also when the agent ends or starts");
-    println!("{}", agent(socket, &now).await?);
+    println!("{agent}");
     Ok(())
 }
 
@@ -49,8 +51,9 @@ pub async fn off(bpffs: &Path, socket: &Path) -> Result<()> {
         let by: Vec<String> = now.by.iter().map(|by| format!("by {by} ({})", remedy(by))).collect();
         bail!("THE KILL SWITCH IS STILL ENGAGED {}", by.join("; "));
     }
+    let agent = agent(socket, &now).await?;
     println!("it is not engaged: an agent contains and evicts again what breaches its limits, as far as its mode says");
-    println!("{}", agent(socket, &now).await?);
+    println!("{agent}");
     Ok(())
 }
 
@@ -106,7 +109,7 @@ async fn agent(socket: &Path, ours: &Status) -> Result<String> {
     };
     let answer = match answer {
         Ok(answer) => serde_json::from_slice::<Status>(&answer)?,
-        Err(error) => return Ok(format!("the kernel goes by it without an agent; {error}")),
+        Err(error) => return Ok(format!("{error} (the kernel goes by the kill switch all the same)")),
     };
     if answer.engaged != ours.engaged {
         let theirs = if answer.engaged { "engaged" } else { "not engaged" };
