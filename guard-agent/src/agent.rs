@@ -4,21 +4,35 @@ use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Durat
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::{sync::watch, time};
-use tracing::{info, warn};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time,
+};
+use tracing::{error, info, warn};
 
 use crate::{
     breaches::Breaches,
-    config::Config,
-    guard::Guard,
+    config::{Config, ConfigError},
+    guard::{
+        Guard, Parts,
+        commands::{self, Command},
+        hammer::{Hammer, Struck},
+        keep::Keeper,
+        voice::Voice,
+    },
     http::{self, Shared, Socket},
-    kernel::{events::KernelEvents, meters::Meters, pins::Pins, probe},
+    kernel::{events::KernelEvents, kill_switch::KillSwitch, meters::Meters, pins::Pins, probe},
+    kill_switch::{Gauge, View},
     metrics::Metrics,
     node::{
         hierarchy,
         tree::{self, Watched},
     },
+    orchestrator::{Orchestrator, local::Local},
+    reload::Reload,
     snapshot::Snapshot,
+    webhook::{Endpoint, Webhook},
 };
 
 /// The time between two walks of the tree, which repair what was lost.
@@ -26,6 +40,12 @@ const WALK: Duration = Duration::from_secs(30);
 
 /// The time between two looks at the meters of removed cgroups.
 const SETTLE: Duration = Duration::from_millis(100);
+
+/// The time between two looks at the kill switch. What is contained is let go by the programs themselves, at once.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The time between two writes of the state file.
+const KEEP: Duration = Duration::from_mins(1);
 
 /// Descriptors that the agent needs beside those of the meters: connections above all.
 const OTHER_FILES: u64 = 256;
@@ -43,13 +63,22 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Where everything else is served.
     pub socket: PathBuf,
+    /// Where the state file is.
+    pub state_dir: PathBuf,
+    /// Who starts containers afresh.
+    pub orchestrator: Orchestrator,
+    /// The configuration file.
+    pub config: PathBuf,
+    /// It was asked for, so it must be there.
+    pub config_asked: bool,
     /// Show the programs' diagnostics.
     pub log_kernel: bool,
 }
 
 /// Runs the agent until `shutdown` is done. An error means that it could not start, or that it could no longer tell
 /// the truth.
-pub async fn run(options: Options, config: Config, shutdown: impl Future<Output = ()>) -> Result<()> {
+pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<()> {
+    let (config, reload) = Reload::open(&options.config, options.config_asked)?;
     probe::privileges()?;
     let root = hierarchy::cgroup_root(options.cgroup_root.as_deref())?;
     probe::features()?;
@@ -57,29 +86,39 @@ pub async fn run(options: Options, config: Config, shutdown: impl Future<Output 
     let listener = http::listen(options.listen).await?;
     let mut socket = Socket::open(&options.socket)?;
 
-    let (snapshots, latest) = watch::channel(Arc::new(Snapshot::default()));
-    let (ready, is_ready) = watch::channel(false);
-    let metrics = Arc::new(Metrics::new(latest.clone())?);
-    let stale_after = (config.sample.interval * 5).max(Duration::from_secs(10));
-    let shared = Shared {
-        metrics: Arc::clone(&metrics),
-        snapshots: latest,
-        breaches: Breaches::default(),
-        ready: is_ready,
-        stale_after,
-    };
-    let mut public = tokio::spawn(http::serve(listener, http::public(shared.clone())));
-    let private = socket.take().context("a new socket has its listener")?;
-    let mut private = tokio::spawn(http::serve(private, http::private(shared)));
-
     let pods_root = match &options.pods_root {
         Some(path) => Some(tree::relative(&root, path).with_context(|| {
             format!("--pods-root {} does not lie in the cgroup v2 hierarchy at {}", path.display(), root.display())
         })?),
         None => None,
     };
-    let watched = Watched { root, pods_root, extra: config.meters.extra.clone() };
+    let watched = Watched { root: root.clone(), pods_root, extra: config.meters.extra.clone() };
+    let (keeper, remembered) = Keeper::open(&options.state_dir)?;
     let pins = Pins::open(&options.bpffs)?;
+    // Before the programs: they take over what is pinned without a look at what it is.
+    let engaged = remembered.as_ref().and_then(|remembered| remembered.kept.kill_switch.as_ref());
+    let kill_switch = Arc::new(KillSwitch::open(&options.bpffs, engaged)?);
+
+    let (snapshots, latest) = watch::channel(Arc::new(Snapshot::default()));
+    let (ready, is_ready) = watch::channel(false);
+    let metrics = Arc::new(Metrics::new(latest.clone())?);
+    metrics.register(Box::new(Gauge::new(Arc::clone(&kill_switch))?))?;
+    let stale_after = (config.sample.interval * 5).max(Duration::from_secs(10));
+    let breaches = Breaches::default();
+    let shared = Shared {
+        metrics: Arc::clone(&metrics),
+        snapshots: latest.clone(),
+        breaches: breaches.clone(),
+        ready: is_ready,
+        config: reload.status(),
+        stale_after,
+    };
+    let (commands, asked) = commands::channel();
+    let mut public = tokio::spawn(http::serve(listener, http::public(shared.clone())));
+    let private = socket.take().context("a new socket has its listener")?;
+    let orders = http::orders(Arc::clone(&kill_switch), commands);
+    let mut private = tokio::spawn(http::serve(private, http::private(shared).merge(orders)));
+
     for replaced in pins.prepare(config.meters.max + 1)? {
         warn!("replaced {replaced}: all totals start from nothing");
     }
@@ -89,42 +128,161 @@ pub async fn run(options: Options, config: Config, shutdown: impl Future<Output 
     }
     // Before the first walk, so that no cgroup is missed between the two.
     let events = kernel.events()?;
-    let mut guard = Guard::new(kernel, watched, config.meters.max, metrics, snapshots)?;
+    let local = match options.orchestrator {
+        Orchestrator::None => None,
+        Orchestrator::Local => Some(Local::new(root)?),
+    };
+    for collector in local.iter().flat_map(Local::collectors) {
+        metrics.register(collector)?;
+    }
+    let (hammer, struck) = Hammer::new(local, Arc::clone(&kill_switch), latest);
+    let webhook = Webhook::new()?;
+    for collector in webhook.collectors() {
+        metrics.register(collector)?;
+    }
+    let kill_switch = View::new(kill_switch);
+    kill_switch.set_file(config.kill_switch, &options.config)?;
+    let voice = Voice::new(breaches, node_name());
+    let parts = Parts { kernel, watched, metrics, snapshots, kill_switch, voice, hammer, keeper, remembered };
+    let mut guard = Guard::new(parts, &config)?;
     guard.try_walk()?;
+    guard.settled_in();
     guard.say_if_idle();
     guard.sample()?;
+    // A state folder that cannot be written to is said at once.
+    guard.keep_now();
     ready.send_replace(true);
-    info!(listen = %options.listen, socket = %options.socket.display(), "ready");
+    info!(listen = %options.listen, socket = %options.socket.display(), mode = %config.policies.mode, "ready");
 
-    tokio::select! {
-        result = watch_node(&mut guard, events, config.sample.interval) => result,
+    let mut life = Life { guard, config, reload, path: options.config, alerts: Alerts::new(webhook) };
+    life.tell();
+    let result = tokio::select! {
+        result = life.lead(events, struck, asked) => result,
         result = &mut public => bail!("the metrics port is no longer served: {result:?}"),
         result = &mut private => bail!("the socket is no longer served: {result:?}"),
         () = shutdown => {
             info!("stopping; the meters go on counting");
             Ok(())
         }
+    };
+    life.guard.keep_now();
+    result
+}
+
+/// The name by which alerts call this node.
+fn node_name() -> String {
+    let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty()).unwrap_or_else(host)
+}
+
+/// What a running agent works on.
+struct Life {
+    guard: Guard,
+    config: Config,
+    reload: Reload,
+    path: PathBuf,
+    alerts: Alerts,
+}
+
+/// Sends alerts to where the configuration says.
+struct Alerts {
+    webhook: Webhook,
+    to: Option<String>,
+    sender: Option<JoinHandle<()>>,
+}
+
+impl Alerts {
+    fn new(webhook: Webhook) -> Self {
+        Self { webhook, to: None, sender: None }
+    }
+
+    /// Goes on with another receiver, or none; the webhook for whoever has something to send.
+    fn send_to(&mut self, to: Option<String>) -> Option<Webhook> {
+        if to != self.to {
+            if let Some(sender) = self.sender.take() {
+                sender.abort();
+            }
+            self.to.clone_from(&to);
+            self.sender = to.and_then(|to| match to.parse::<Endpoint>() {
+                Ok(endpoint) => {
+                    let webhook = self.webhook.clone();
+                    Some(tokio::spawn(async move {
+                        let Err(error) = webhook.run(&endpoint).await;
+                        error!("alerts.webhook {endpoint} gets no alerts: {error}");
+                    }))
+                }
+                Err(error) => {
+                    error!("alerts.webhook gets no alerts: {error}");
+                    None
+                }
+            });
+        }
+        self.sender.is_some().then(|| self.webhook.clone())
     }
 }
 
-/// The guard's life: it ends only with an error.
-async fn watch_node(guard: &mut Guard, mut events: KernelEvents, interval: Duration) -> Result<()> {
-    let every = |period: Duration| {
-        let mut timer = time::interval_at(time::Instant::now() + period, period);
-        timer.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
-        timer
-    };
-    let (mut sample, mut walk, mut settle) = (every(interval), every(WALK), every(SETTLE));
-    loop {
-        tokio::select! {
-            biased;
-            happened = events.next() => happened.into_iter().try_for_each(|event| guard.on_event(event))?,
-            _ = sample.tick() => guard.sample()?,
-            _ = settle.tick(), if guard.is_draining() => guard.settle()?,
-            _ = walk.tick() => guard.walk()?,
-            // When nothing else is to be done.
-            Some(slot) = std::future::ready(guard.missing_spare()) => guard.load_spare(slot),
+impl Life {
+    /// The guard's life: it ends only with an error.
+    async fn lead(
+        &mut self,
+        mut events: KernelEvents,
+        mut struck: mpsc::UnboundedReceiver<Struck>,
+        mut asked: mpsc::Receiver<Command>,
+    ) -> Result<()> {
+        let every = |period: Duration| {
+            let mut timer = time::interval_at(time::Instant::now() + period, period);
+            timer.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+            timer
+        };
+        let (mut sample, mut walk) = (every(self.config.sample.interval), every(WALK));
+        let (mut settle, mut look, mut keep) = (every(SETTLE), every(LOOK), every(KEEP));
+        loop {
+            let Self { guard, reload, .. } = self;
+            tokio::select! {
+                biased;
+                happened = events.next() => happened.into_iter().try_for_each(|event| guard.on_event(event))?,
+                _ = look.tick() => guard.look_at_kill_switch(),
+                Some(command) = asked.recv() => guard.command(command),
+                Some((target, outcome)) = struck.recv() => guard.evicted(&target, &outcome),
+                _ = sample.tick() => guard.sample()?,
+                _ = settle.tick(), if guard.is_draining() => guard.settle()?,
+                changed = reload.changed() => self.take(changed)?,
+                _ = walk.tick() => guard.walk()?,
+                _ = keep.tick() => guard.keep_now(),
+                // When nothing else is to be done.
+                Some(slot) = std::future::ready(guard.missing_spare()) => guard.load_spare(slot),
+            }
         }
+    }
+
+    /// Another configuration, or why it is refused.
+    fn take(&mut self, changed: Result<Config, ConfigError>) -> Result<()> {
+        let metrics = self.guard.metrics();
+        metrics.config_ok.set(i64::from(changed.is_ok()));
+        let config = match changed {
+            Ok(config) => config,
+            Err(error) => {
+                metrics.config_refused.inc();
+                error!("the configuration is refused, and the one before stays in force: {error}");
+                return Ok(());
+            }
+        };
+        let restart = self.config.needs_restart(&config);
+        let later =
+            if restart.is_empty() { String::new() } else { format!("; at the next start: {}", restart.join(", ")) };
+        info!(mode = %config.policies.mode, "the configuration has changed and is in force{later}");
+        self.config = config;
+        self.tell();
+        Ok(self
+            .guard
+            .kill_switch_in_file(self.config.kill_switch, &self.path)
+            .map(|()| self.guard.reload(&self.config))?)
+    }
+
+    /// Tells alerts to whom the configuration says.
+    fn tell(&mut self) {
+        let to = self.config.alerts.webhook.as_ref().map(ToString::to_string);
+        self.guard.tell(self.alerts.send_to(to));
     }
 }
 

@@ -7,9 +7,12 @@ use std::{
     time::SystemTime,
 };
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
-use crate::core::{breach::Limit, identity::Labels, policy::Containment};
+use crate::{
+    client::bytes,
+    core::{breach::Limit, identity::Labels, policy::Containment},
+};
 
 /// How many are kept.
 const KEPT: usize = 1000;
@@ -91,7 +94,7 @@ pub enum Held {
 }
 
 /// A destination of what a container sent.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Destination {
     /// Its address.
     pub address: IpAddr,
@@ -112,6 +115,14 @@ pub struct Time(pub SystemTime);
 impl std::fmt::Display for Time {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         humantime::format_rfc3339_millis(self.0).fmt(f)
+    }
+}
+
+impl std::fmt::Display for Destination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { address, port, protocol, bytes: sent, share } = self;
+        let socket = std::net::SocketAddr::new(*address, *port);
+        write!(f, "{socket} {protocol}: {} ({:.0} %)", bytes(*sent as f64), share * 100.0)
     }
 }
 
@@ -224,7 +235,6 @@ mod tests {
         client,
         core::units::Rate,
         http::{self, Shared, Socket},
-        metrics::Metrics,
     };
 
     #[test]
@@ -265,14 +275,8 @@ mod tests {
     #[tokio::test]
     async fn they_are_served_on_the_socket() {
         let (_sender, snapshots) = watch::channel(Arc::default());
-        let breaches = Breaches::default();
-        let shared = Shared {
-            metrics: Arc::new(Metrics::new(snapshots.clone()).expect("metrics")),
-            snapshots,
-            breaches: breaches.clone(),
-            ready: watch::channel(true).1,
-            stale_after: Duration::ZERO,
-        };
+        let shared = Shared::ready(snapshots, Duration::ZERO);
+        let breaches = shared.breaches.clone();
         let path = std::env::temp_dir().join(format!("egtest-{}-breaches", std::process::id())).join("socket");
         let mut socket = Socket::open(&path).expect("a socket");
         tokio::spawn(http::serve(socket.take().expect("a listener"), http::private(shared)));

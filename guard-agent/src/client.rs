@@ -14,8 +14,9 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
 use crate::{
+    breaches::Destination,
     core::usage::{PerClass, Traffic},
-    snapshot::Container,
+    snapshot::{Container, Standing},
 };
 
 /// `GET`s a path and returns the body.
@@ -23,8 +24,17 @@ pub async fn get(socket: &Path, path: &str) -> Result<Bytes> {
     Ok(open(socket, path).await?.collect().await?.to_bytes())
 }
 
+/// `POST`s to a path and returns the body.
+pub async fn post(socket: &Path, path: &str) -> Result<Bytes> {
+    Ok(request(socket, Request::post(path), path).await?.collect().await?.to_bytes())
+}
+
 /// `GET`s a path and returns the body as it comes in.
 pub async fn open(socket: &Path, path: &str) -> Result<Incoming> {
+    request(socket, Request::get(path), path).await
+}
+
+async fn request(socket: &Path, request: hyper::http::request::Builder, path: &str) -> Result<Incoming> {
     let stream = UnixStream::connect(socket).await.with_context(|| {
         format!(
             "no agent answers at {}: is `guard-agent run` up, with this --socket, and are you root?",
@@ -34,7 +44,7 @@ pub async fn open(socket: &Path, path: &str) -> Result<Incoming> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // It ends with the body; what fails is said there.
     tokio::spawn(connection);
-    let request = Request::get(path).header(HOST, "agent").body(Empty::<Bytes>::new())?;
+    let request = request.header(HOST, "agent").body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
     let status = response.status();
     if !status.is_success() {
@@ -48,6 +58,37 @@ pub async fn open(socket: &Path, path: &str) -> Result<Incoming> {
 pub async fn containers(socket: &Path) -> Result<Vec<Container>> {
     let body = get(socket, "/containers").await?;
     serde_json::from_slice(&body).context("the agent's answer is not of this version's form")
+}
+
+/// Lets go of the container that a text names; what came of it, in words.
+pub async fn release(socket: &Path, container: &str) -> Result<String> {
+    let body = post(socket, &about("/release", container)).await?;
+    serde_json::from_slice(&body).context("the agent's answer is not of this version's form")
+}
+
+/// Where the bytes of the container went that a text names, as JSON.
+pub async fn destinations(socket: &Path, container: &str) -> Result<Bytes> {
+    get(socket, &about("/destinations", container)).await
+}
+
+fn about(path: &str, container: &str) -> String {
+    let container = percent_encoding::utf8_percent_encode(container, percent_encoding::NON_ALPHANUMERIC);
+    format!("{path}?container={container}")
+}
+
+/// Destinations as a table for a terminal.
+pub fn destinations_table(destinations: &[Destination]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["ADDRESS", "PORT", "PROTOCOL", "BYTES", "SHARE"]);
+    for Destination { address, port, protocol, bytes: sent, share } in destinations {
+        let share = format!("{:.1} %", share * 100.0);
+        table.add_row([address.to_string(), port.to_string(), protocol.clone(), bytes(*sent as f64), share]);
+    }
+    for column in table.column_iter_mut().skip(3) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
 }
 
 /// The containers as a table for a terminal, the busiest sender first.
@@ -67,6 +108,7 @@ pub fn table(containers: &[Container]) -> Table {
         "PACKETS",
         "INGRESS/s",
         "INGRESS",
+        "STATE",
     ]);
     for row in rows {
         let received = row.rates.ingress.cluster + row.rates.ingress.external;
@@ -80,12 +122,22 @@ pub fn table(containers: &[Container]) -> Table {
             sum(row.egress, |traffic| traffic.packets).to_string(),
             format!("{}/s", bytes(received)),
             bytes(sum(row.ingress, |traffic| traffic.bytes) as f64),
+            state(row.standing).into(),
         ]);
     }
-    for column in table.column_iter_mut().skip(3) {
+    for column in table.column_iter_mut().skip(3).take(6) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+fn state(Standing { breached, contained }: Standing) -> &'static str {
+    match (breached, contained) {
+        (false, false) => "-",
+        (true, false) => "breach",
+        (false, true) => "contained",
+        (true, true) => "breach, contained",
+    }
 }
 
 fn sum(traffic: PerClass<Traffic>, of: fn(Traffic) -> u64) -> u64 {

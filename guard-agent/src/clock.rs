@@ -22,5 +22,9 @@ pub fn monotonic() -> u64 {
 
 /// The wall-clock time of an instant of [`boottime`].
 pub fn wall(boottime_nanos: u64) -> SystemTime {
-    SystemTime::now() - Duration::from_nanos(boottime().saturating_sub(boottime_nanos))
+    let now = boottime();
+    let ahead = Duration::from_nanos(boottime_nanos.saturating_sub(now));
+    // What is too far ahead for a clock is never.
+    let then = SystemTime::now().checked_add(ahead).unwrap_or_else(SystemTime::now);
+    then - Duration::from_nanos(now.saturating_sub(boottime_nanos))
 }

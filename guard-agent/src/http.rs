@@ -32,13 +32,17 @@ use tokio::{
     time::{self, Instant},
 };
 
+pub use self::orders::orders;
 use crate::{
     breaches::Breaches,
     clock,
     metrics::{CONTENT_TYPE, Metrics},
+    reload,
     snapshot::Snapshot,
     trace_stream,
 };
+
+mod orders;
 
 /// Connections that are served at once, on each of port and socket; further ones wait.
 const CONNECTIONS: usize = 64;
@@ -68,8 +72,25 @@ pub struct Shared {
     pub breaches: Breaches,
     /// Programs attached and first walk done.
     pub ready: watch::Receiver<bool>,
+    /// How it is with the configuration file.
+    pub config: watch::Receiver<reload::Status>,
     /// How old the last sample may be for the agent to be healthy.
     pub stale_after: Duration,
+}
+
+#[cfg(test)]
+impl Shared {
+    /// What handlers see of an agent that is ready.
+    pub(crate) fn ready(snapshots: watch::Receiver<Arc<Snapshot>>, stale_after: Duration) -> Self {
+        Self {
+            metrics: Arc::new(Metrics::new(snapshots.clone()).expect("metrics")),
+            snapshots,
+            breaches: Breaches::default(),
+            ready: watch::channel(true).1,
+            config: watch::channel(reload::Status { refused: None, since: std::time::SystemTime::UNIX_EPOCH }).1,
+            stale_after,
+        }
+    }
 }
 
 /// How long a connection is still kept. A handler that streams renews it with each part that the client takes.
@@ -110,7 +131,7 @@ pub fn public(shared: Shared) -> Router {
         .with_state(shared)
 }
 
-/// For root on the node.
+/// For root on the node, on the socket.
 pub fn private(shared: Shared) -> Router {
     Router::new()
         .route("/breaches", get(breaches))
@@ -138,7 +159,11 @@ async fn healthz(State(shared): State<Shared>) -> Response {
 
 async fn readyz(State(shared): State<Shared>) -> Response {
     if *shared.ready.borrow() {
-        return "ok\n".into_response();
+        // It does its work, by the configuration that it has.
+        let refused = shared.config.borrow().refused.clone();
+        let detail =
+            refused.map(|why| format!("the configuration is refused, and the one before is in force: {why}\n"));
+        return format!("ok\n{}", detail.unwrap_or_default()).into_response();
     }
     (StatusCode::SERVICE_UNAVAILABLE, "attaching the meters\n").into_response()
 }
@@ -239,5 +264,39 @@ impl Drop for Socket {
     fn drop(&mut self) {
         // Gone already is as good.
         let _gone = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{Method, Request};
+    use hyper::service::Service as _;
+
+    use super::*;
+
+    async fn answer(router: Router, method: Method, path: &str) -> StatusCode {
+        let request = Request::builder().method(method).uri(path).body(Body::empty()).expect("a request");
+        TowerToHyperService::new(router).call(request).await.expect("it never fails").status()
+    }
+
+    #[tokio::test]
+    async fn over_tcp_nothing_can_be_done_but_read() {
+        let (_snapshots, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+        let router = public(Shared::ready(snapshots, Duration::from_secs(1)));
+        for path in ["/metrics", "/healthz", "/readyz"] {
+            assert_eq!(answer(router.clone(), Method::GET, path).await, StatusCode::OK, "{path}");
+            for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS] {
+                let status = answer(router.clone(), method.clone(), path).await;
+                assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+            }
+        }
+        for path in
+            ["/kill-switch", "/kill-switch/", "/release", "/containers", "/destinations", "/trace", "/breaches", "/"]
+        {
+            for method in [Method::GET, Method::POST, Method::PUT, Method::DELETE] {
+                let status = answer(router.clone(), method.clone(), path).await;
+                assert_eq!(status, StatusCode::NOT_FOUND, "{method} {path}");
+            }
+        }
     }
 }

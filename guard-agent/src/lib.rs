@@ -11,6 +11,7 @@ pub mod config;
 pub mod guard;
 pub mod http;
 pub mod kernel;
+pub mod kill_switch;
 pub mod metrics;
 pub mod node;
 pub mod orchestrator;

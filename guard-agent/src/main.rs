@@ -5,9 +5,13 @@ use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser, parser::ValueSource};
 use guard_agent::{
-    agent, check_config, client, config,
+    agent,
+    breaches::Destination,
+    check_config, client, config,
     core::{identity::Labels, policy::Subject},
-    kernel::{pins::Pins, probe},
+    kernel::{kill_switch::KillSwitch, pins::Pins, probe},
+    kill_switch::verb,
+    orchestrator::Orchestrator,
     record,
 };
 use tokio::{
@@ -36,8 +40,15 @@ enum Command {
     CheckConfig(CheckConfig),
     /// Shows the containers of a running agent
     List(List),
+    /// Shows where a container's bytes went in the last one to two minutes, by estimate
+    Destinations(Destinations),
+    /// Lets go of a container that is contained, and leaves it alone until its breach is over
+    Release(Release),
     /// Records the samples of a running agent, to try limits on them
     Record(Record),
+    /// Stops all containing and evicting on this node, whether an agent runs, hangs or is dead
+    #[command(subcommand)]
+    KillSwitch(Switch),
     /// Removes every pin: all meters and totals of a stopped agent
     Cleanup(Cleanup),
 }
@@ -60,6 +71,12 @@ struct Run {
     listen: SocketAddr,
     #[command(flatten)]
     socket: Socket,
+    /// Folder of the state file: what is normal, what quotas have used up, what was evicted
+    #[arg(long, env = "EGRESS_GUARD_STATE_DIR", value_name = "DIR", default_value = "/var/lib/egress-guard")]
+    state_dir: PathBuf,
+    /// Who starts an evicted container afresh: none (nothing is evicted), or local (whatever supervises it on this node)
+    #[arg(long, env = "EGRESS_GUARD_ORCHESTRATOR", value_name = "NAME", default_value = "none")]
+    orchestrator: Orchestrator,
     /// Format of the log on stderr
     #[arg(long, env = "EGRESS_GUARD_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     log_format: LogFormat,
@@ -94,6 +111,25 @@ struct List {
 }
 
 #[derive(Debug, Args)]
+struct Release {
+    /// The container: its id or the beginning of it, its name, NAMESPACE/POD/CONTAINER, or its cgroup's path
+    container: String,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Debug, Args)]
+struct Destinations {
+    /// The container: its id or the beginning of it, its name, NAMESPACE/POD/CONTAINER, or its cgroup's path
+    container: String,
+    /// Print JSON instead of a table
+    #[arg(long, env = "EGRESS_GUARD_JSON", value_parser = FalseyValueParser::new())]
+    json: bool,
+    #[command(flatten)]
+    socket: Socket,
+}
+
+#[derive(Debug, Args)]
 struct Record {
     /// The trace file; it must not be there yet
     #[arg(long, value_name = "FILE")]
@@ -103,6 +139,37 @@ struct Record {
     duration: Option<Duration>,
     #[command(flatten)]
     socket: Socket,
+}
+
+#[derive(Debug, Subcommand)]
+enum Switch {
+    /// Engages it: every containment is lifted at once, nothing new is contained or evicted
+    On {
+        /// Why, for whoever asks for the status
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        #[command(flatten)]
+        bpffs: Bpffs,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Releases it; fails if the configuration file or the cluster still engages it
+    Off {
+        #[command(flatten)]
+        bpffs: Bpffs,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Says whether it is engaged, by whom and since when
+    Status {
+        /// Print JSON instead
+        #[arg(long, env = "EGRESS_GUARD_JSON", value_parser = FalseyValueParser::new())]
+        json: bool,
+        #[command(flatten)]
+        bpffs: Bpffs,
+        #[command(flatten)]
+        socket: Socket,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -152,8 +219,11 @@ fn try_main() -> Result<()> {
     match cli.command {
         Command::Run(run) => {
             start_log(run.log_format, run.log_kernel);
-            let config = config::read(&run.config, asked("config"))?;
             let options = agent::Options {
+                config: run.config,
+                config_asked: asked("config"),
+                state_dir: run.state_dir,
+                orchestrator: run.orchestrator,
                 cgroup_root: run.cgroup_root,
                 pods_root: run.pods_root,
                 bpffs: run.bpffs.bpffs,
@@ -164,7 +234,7 @@ fn try_main() -> Result<()> {
             // The meters have this thread, whoever asks has the worker.
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
             let socket = options.socket.clone();
-            let result = runtime.block_on(async { agent::run(options, config, stop_signal(socket)?).await });
+            let result = runtime.block_on(async { agent::run(options, stop_signal(socket)?).await });
             runtime.shutdown_timeout(GOODBYE);
             result
         }
@@ -186,18 +256,51 @@ fn try_main() -> Result<()> {
             }
             Ok(())
         }),
+        Command::Release(Release { container, socket }) => Runtime::new()?.block_on(async {
+            println!("{}", client::release(&socket.socket, &container).await?);
+            Ok(())
+        }),
+        Command::Destinations(Destinations { container, json, socket }) => Runtime::new()?.block_on(async {
+            let body = client::destinations(&socket.socket, &container).await?;
+            if json {
+                println!("{}", String::from_utf8_lossy(&body));
+            } else {
+                let found: Vec<Destination> = serde_json::from_slice(&body)?;
+                println!("{}", client::destinations_table(&found));
+            }
+            Ok(())
+        }),
         Command::Record(Record { output, duration, socket }) => Runtime::new()?.block_on(async {
             let recorded = record::run(&socket.socket, &output, duration, asked_to_stop()?).await?;
             eprintln!("recorded {recorded} to {}", output.display());
             Ok(())
         }),
-        Command::Cleanup(Cleanup { bpffs }) => {
+        Command::KillSwitch(switch) => {
             probe::privileges()?;
-            let removed = match Pins::existing(&bpffs.bpffs)? {
-                Some(pins) => pins.remove_all()?,
-                None => 0,
+            Runtime::new()?.block_on(async {
+                match switch {
+                    Switch::On { reason, bpffs, socket } => {
+                        verb::on(&bpffs.bpffs, &socket.socket, reason.as_deref()).await
+                    }
+                    Switch::Off { bpffs, socket } => verb::off(&bpffs.bpffs, &socket.socket).await,
+                    Switch::Status { json, bpffs, socket } => verb::show(&bpffs.bpffs, &socket.socket, json).await,
+                }
+            })
+        }
+        Command::Cleanup(Cleanup { bpffs: Bpffs { bpffs } }) => {
+            probe::privileges()?;
+            let Some(pins) = Pins::existing(&bpffs)? else {
+                println!("removed 0 pins from {}", bpffs.display());
+                return Ok(());
             };
-            println!("removed {removed} pins from {}", bpffs.bpffs.display());
+            let engaged = KillSwitch::existing(&bpffs)?.is_some_and(|switch| switch.engaged());
+            println!("removed {} pins from {}", pins.remove_all(engaged)?, bpffs.display());
+            if engaged {
+                println!(
+                    "kept the kill switch, which is engaged: see `guard-agent kill-switch status`, release it and clean up \
+                     again"
+                );
+            }
             Ok(())
         }
     }

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use guard_common::{Class, Tally, Totals};
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, IntCounter, Registry, TextEncoder,
-    core::{Collector, Desc},
-    proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
+    Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    core::Collector,
 };
 use tokio::sync::watch;
 
-use crate::snapshot::Snapshot;
+use self::traffic::{Traffic, build_info};
+pub(crate) use self::traffic::{family, gauge};
+use crate::{core::breach::Limit, snapshot::Snapshot};
+
+mod traffic;
 
 /// Content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -36,6 +38,22 @@ pub struct Metrics {
     pub events_lost: IntCounter,
     /// Walks of the cgroup tree that could not read it.
     pub walk_failures: IntCounter,
+    /// From the packet that found a bucket empty to the breach in the log.
+    pub breach_seconds: Histogram,
+    /// Breaches, by `limit`.
+    pub breaches: IntCounterVec,
+    /// What was done, by `action`.
+    pub actions: IntCounterVec,
+    /// What a policy asks for and was not done, by `action` and `reason`.
+    pub declined: IntCounterVec,
+    /// Times that the evidence map could not be read.
+    pub evidence_failures: IntCounter,
+    /// Times that the state file could not be written.
+    pub state_failures: IntCounter,
+    /// 1: the configuration file as it is now is in force.
+    pub config_ok: IntGauge,
+    /// Configurations that were refused.
+    pub config_refused: IntCounter,
 }
 
 impl Metrics {
@@ -44,6 +62,7 @@ impl Metrics {
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
             Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
         };
+        let counters = |name: &str, help: &str, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
         let metrics = Self {
             registry: Registry::new(),
             attach_seconds: histogram(
@@ -72,8 +91,51 @@ impl Metrics {
                 "egress_guard_walk_failures_total",
                 "Walks of the cgroup tree that could not read it.",
             )?,
+            breach_seconds: histogram(
+                "egress_guard_breach_seconds",
+                "Time from the packet that found a rate's bucket empty to the breach being said.",
+                &ATTACH_BUCKETS,
+            )?,
+            breaches: counters("egress_guard_breaches_total", "Breaches that were opened.", &["limit"])?,
+            actions: counters("egress_guard_actions_total", "What was done about breaches.", &["action"])?,
+            declined: counters(
+                "egress_guard_declined_total",
+                "What a policy asks for and was not done.",
+                &["action", "reason"],
+            )?,
+            evidence_failures: IntCounter::new(
+                "egress_guard_evidence_failures_total",
+                "Times that the destinations of a breach could not be read.",
+            )?,
+            state_failures: IntCounter::new(
+                "egress_guard_state_failures_total",
+                "Times that the state file could not be written.",
+            )?,
+            config_ok: IntGauge::new(
+                "egress_guard_config_ok",
+                "1 while the configuration file as it is now is in force; 0: it was refused, and the one before holds.",
+            )?,
+            config_refused: IntCounter::new(
+                "egress_guard_config_refused_total",
+                "Changes of the configuration file that were refused.",
+            )?,
         };
-        let collectors: [Box<dyn Collector>; 7] = [
+        metrics.config_ok.set(1);
+        for limit in Limit::ALL {
+            metrics.breaches.with_label_values(&[limit.name()]);
+        }
+        for action in ["contain", "release", "evict"] {
+            metrics.actions.with_label_values(&[action]);
+        }
+        let collectors: [Box<dyn Collector>; 15] = [
+            Box::new(metrics.breach_seconds.clone()),
+            Box::new(metrics.breaches.clone()),
+            Box::new(metrics.actions.clone()),
+            Box::new(metrics.declined.clone()),
+            Box::new(metrics.evidence_failures.clone()),
+            Box::new(metrics.state_failures.clone()),
+            Box::new(metrics.config_ok.clone()),
+            Box::new(metrics.config_refused.clone()),
             Box::new(metrics.attach_seconds.clone()),
             Box::new(metrics.sample_seconds.clone()),
             Box::new(metrics.refused.clone()),
@@ -86,6 +148,11 @@ impl Metrics {
         Ok(metrics)
     }
 
+    /// Has another's metrics shown as well.
+    pub fn register(&self, collector: Box<dyn Collector>) -> Result<(), prometheus::Error> {
+        self.registry.register(collector)
+    }
+
     /// All metrics as text.
     pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
         let mut text = Vec::new();
@@ -94,156 +161,10 @@ impl Metrics {
     }
 }
 
-fn build_info() -> Result<Desc, prometheus::Error> {
-    let help = "The version and commit of the agent; always 1.";
-    Desc::new("egress_guard_build_info".into(), help.into(), vec![], std::collections::HashMap::new())
-}
-
-/// The metrics that are made from the latest snapshot.
-struct Traffic {
-    snapshots: watch::Receiver<Arc<Snapshot>>,
-    desc: Desc,
-}
-
-impl Collector for Traffic {
-    fn desc(&self) -> Vec<&Desc> {
-        vec![&self.desc]
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let snapshot = Arc::clone(&self.snapshots.borrow());
-        let build = [("version", env!("CARGO_PKG_VERSION")), ("commit", env!("GIT_COMMIT"))];
-        let build = vec![gauge(&build, 1.0)];
-        let mut families = vec![family("egress_guard_build_info", &self.desc.help, MetricType::GAUGE, build)];
-        // Before the first sample nothing is known: a 0 would be taken for a counter that was reset.
-        if snapshot.at == 0 {
-            return families;
-        }
-        families.extend(containers(&snapshot));
-        families.extend(node(&snapshot));
-        families.extend(programs(&snapshot));
-        families.push(family(
-            "egress_guard_meters",
-            "Meters in use, those of removed cgroups that linger among them.",
-            MetricType::GAUGE,
-            vec![gauge(&[], snapshot.meters as f64)],
-        ));
-        families.retain(|family| !family.get_metric().is_empty());
-        families
-    }
-}
-
-/// Picks a direction, and of it bytes or packets.
-type Pick = fn(&Totals) -> [u64; 2];
-
-fn containers(snapshot: &Snapshot) -> Vec<MetricFamily> {
-    let picks: [(&str, &str, Pick); 4] = [
-        ("egress_bytes", "Wire bytes, from the IP header on, that the container sent.", |t| t.egress.bytes),
-        ("egress_packets", "Packets that the container sent, as they are on the wire.", |t| t.egress.packets),
-        ("ingress_bytes", "Wire bytes, from the IP header on, that the container received.", |t| t.ingress.bytes),
-        ("ingress_packets", "Packets that the container received.", |t| t.ingress.packets),
-    ];
-    let families = picks.into_iter().map(|(name, help, pick)| {
-        let metrics = snapshot.series.iter().flat_map(|(labels, totals)| {
-            classes(pick(totals)).map(|(class, value)| {
-                let labels = [
-                    ("class", class),
-                    ("container", labels.container.as_str()),
-                    ("namespace", labels.namespace.as_str()),
-                    ("pod", labels.pod.as_str()),
-                ];
-                counter(&labels, value as f64)
-            })
-        });
-        family(&format!("egress_guard_container_{name}_total"), help, MetricType::COUNTER, metrics.collect())
-    });
-    families.collect()
-}
-
-fn node(snapshot: &Snapshot) -> [MetricFamily; 3] {
-    let by_class = |name: &str, help: &str, tally: &Tally| {
-        let metrics = classes(tally.bytes).map(|(class, value)| counter(&[("class", class)], value as f64));
-        family(name, help, MetricType::COUNTER, metrics.into())
-    };
-    [
-        by_class(
-            "egress_guard_node_egress_bytes_total",
-            "Wire bytes, from the IP header on, that all pods sent.",
-            &snapshot.node.egress,
-        ),
-        by_class(
-            "egress_guard_node_ingress_bytes_total",
-            "Wire bytes, from the IP header on, that all pods received.",
-            &snapshot.node.ingress,
-        ),
-        by_class(
-            "egress_guard_unattributed_egress_bytes_total",
-            "Wire bytes that pods sent and no container's meter counted.",
-            &snapshot.unattributed,
-        ),
-    ]
-}
-
-fn programs(snapshot: &Snapshot) -> [MetricFamily; 2] {
-    let each = |value: fn(&crate::kernel::sys::ProgStats) -> f64| {
-        let programs = ["egress", "ingress"].into_iter().zip(snapshot.programs.iter().flatten());
-        programs.map(|(program, stats)| counter(&[("program", program)], value(stats))).collect()
-    };
-    [
-        family(
-            "egress_guard_program_runs_total",
-            "Runs of the meters' programs while kernel.bpf_stats_enabled is on.",
-            MetricType::COUNTER,
-            each(|stats| stats.runs as f64),
-        ),
-        family(
-            "egress_guard_program_run_seconds_total",
-            "Time in the meters' programs while kernel.bpf_stats_enabled is on.",
-            MetricType::COUNTER,
-            each(|stats| stats.run_nanos as f64 / 1e9),
-        ),
-    ]
-}
-
-fn classes(values: [u64; 2]) -> [(&'static str, u64); 2] {
-    [("cluster", values[Class::Cluster as usize]), ("external", values[Class::External as usize])]
-}
-
-fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
-    let mut family = MetricFamily::default();
-    family.set_name(name.into());
-    family.set_help(help.into());
-    family.set_field_type(kind);
-    family.set_metric(metrics);
-    family
-}
-
-fn labelled(labels: &[(&str, &str)]) -> Metric {
-    let pairs = labels.iter().map(|(name, value)| {
-        let mut pair = LabelPair::default();
-        pair.set_name((*name).into());
-        pair.set_value((*value).into());
-        pair
-    });
-    Metric::from_label(pairs.collect())
-}
-
-fn counter(labels: &[(&str, &str)], value: f64) -> Metric {
-    let (mut metric, mut counter) = (labelled(labels), Counter::default());
-    counter.set_value(value);
-    metric.set_counter(counter);
-    metric
-}
-
-fn gauge(labels: &[(&str, &str)], value: f64) -> Metric {
-    let (mut metric, mut gauge) = (labelled(labels), Gauge::default());
-    gauge.set_value(value);
-    metric.set_gauge(gauge);
-    metric
-}
-
 #[cfg(test)]
 mod tests {
+    use guard_common::{Tally, Totals};
+
     use super::*;
     use crate::{core::identity::Labels, kernel::sys::ProgStats};
 

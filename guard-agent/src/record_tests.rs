@@ -20,7 +20,6 @@ use crate::{
         trace::{Container, Reader, Sample, Writer},
     },
     http::{self, Shared},
-    metrics::Metrics,
     snapshot::Snapshot,
 };
 
@@ -36,14 +35,7 @@ impl Agent {
     fn start() -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let (sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
-        let metrics = Arc::new(Metrics::new(snapshots.clone()).expect("metrics"));
-        let shared = Shared {
-            metrics,
-            snapshots,
-            breaches: crate::breaches::Breaches::default(),
-            ready: watch::channel(true).1,
-            stale_after: SECOND,
-        };
+        let shared = Shared::ready(snapshots, SECOND);
         let listener = UnixListener::bind(dir.path().join("sock")).expect("a socket");
         tokio::spawn(http::serve(listener, http::private(shared)));
         Self { dir, snapshots: Mutex::new(Some(sender)) }

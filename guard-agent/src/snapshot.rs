@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// A container with a meter, as `GET /containers` tells it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Container {
     /// The cgroup's id: its directory's inode number.
     pub cgroup_id: u64,
@@ -42,6 +42,20 @@ pub struct Container {
     pub ingress: PerClass<Traffic>,
     /// Bytes per second over the last sample.
     pub rates: Rates,
+    /// Bytes that a containment did not let go.
+    pub dropped_bytes: u64,
+    /// How it stands.
+    #[serde(flatten)]
+    pub standing: Standing,
+}
+
+/// How a container stands with its limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// It has an open breach.
+    pub breached: bool,
+    /// It is contained.
+    pub contained: bool,
 }
 
 /// One sample.
@@ -65,7 +79,12 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// What the books say now.
-    pub fn of(ledger: &Ledger, meters: usize, programs: Option<[ProgStats; 2]>) -> Self {
+    pub fn of(
+        ledger: &Ledger,
+        meters: usize,
+        programs: Option<[ProgStats; 2]>,
+        standing: impl Fn(u64) -> Standing,
+    ) -> Self {
         let offset = clock::wall(0);
         let containers = ledger.metered().map(|(_, owner, totals, rates)| Container {
             cgroup_id: owner.cgroup_id,
@@ -80,6 +99,8 @@ impl Snapshot {
             egress: totals.egress.into(),
             ingress: totals.ingress.into(),
             rates,
+            dropped_bytes: totals.egress.dropped,
+            standing: standing(owner.cgroup_id),
         });
         Self {
             at: ledger.sampled_at(),
@@ -93,6 +114,6 @@ impl Snapshot {
     }
 }
 
-fn rfc3339(time: SystemTime) -> String {
+pub(crate) fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }

@@ -10,17 +10,12 @@ fn container(cgroup_id: u64, name: &str, sent: u64) -> Container {
     let external = |bytes| PerClass { cluster: Traffic::default(), external: Traffic { bytes, packets: 1 } };
     Container {
         cgroup_id,
-        cgroup_path: String::new(),
         namespace: "ns".into(),
         pod: "pod".into(),
-        pod_uid: String::new(),
         container: name.into(),
-        container_id: String::new(),
-        runtime: String::new(),
-        since: String::new(),
         egress: external(sent),
         ingress: external(0),
-        rates: crate::core::usage::Rates::default(),
+        ..Container::default()
     }
 }
 

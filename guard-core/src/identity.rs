@@ -74,6 +74,15 @@ fn container_name(name: &str) -> Option<(String, String)> {
     (hex && !runtime.ends_with("conmon")).then(|| (runtime.to_owned(), id.to_owned()))
 }
 
+/// What is known of the names, with slashes between them.
+impl std::fmt::Display for Labels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = [&self.namespace, &self.pod, &self.container].map(String::as_str);
+        let known: Vec<&str> = names.into_iter().filter(|name| !name.is_empty()).collect();
+        f.write_str(&known.join("/"))
+    }
+}
+
 impl Labels {
     /// The labels of a container of which only the cgroup is known.
     pub fn of(identity: &Identity, extra: bool, path: &str) -> Self {

@@ -245,7 +245,8 @@ impl Judge {
     /// end is the policy's to say.
     pub fn contained(&mut self, now: u64, id: ContainerId, contained: Option<Contained>) -> Vec<Effect> {
         let Some(known) = self.containers.get_mut(&id) else { return vec![] };
-        let length = known.facts.policy.as_ref().and_then(|policy| policy.on_breach.contain).map(|contain| contain.length);
+        let length =
+            known.facts.policy.as_ref().and_then(|policy| policy.on_breach.contain).map(|contain| contain.length);
         let contained = contained.map(|contained| {
             let end = length.map_or(contained.until, |length| contained.since.saturating_add(budget::nanos(length)));
             Contained { until: contained.until.min(end), ..contained }

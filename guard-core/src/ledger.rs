@@ -294,6 +294,11 @@ impl Ledger {
         self.moved[slot.0 as usize]
     }
 
+    /// The rates of the last sample.
+    pub fn rates(&self, slot: Slot) -> Rates {
+        self.rates[slot.0 as usize]
+    }
+
     /// What the slot had counted at the last sample.
     pub fn raw(&self, slot: Slot) -> Totals {
         self.raw[slot.0 as usize]

@@ -64,6 +64,8 @@ impl Setup {
             &format!("127.0.0.1:{port}"),
             "--socket",
             &dir.join("agent.sock").display().to_string(),
+            "--state-dir",
+            &dir.join("state").display().to_string(),
             "--config",
             &dir.join("config.yaml").display().to_string(),
         ];
@@ -148,6 +150,8 @@ impl Setup {
 
 impl Drop for Setup {
     fn drop(&mut self) {
+        // One that a test left engaged would be kept. Gone already is as good.
+        let _gone = fs::remove_file(self.bpffs.join("kill-switch"));
         let cleanup = Command::new(&self.binary)
             .envs(self.environment.clone())
             .arg("cleanup")

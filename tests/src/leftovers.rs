@@ -32,7 +32,10 @@ fn sweep() {
     }
     for name in names(Path::new("/sys/fs/bpf")) {
         let pins = Pins::existing(&Path::new("/sys/fs/bpf").join(&name));
-        say(&name, pins.and_then(|pins| pins.map_or(Ok(0), Pins::remove_all)).map(drop).map_err(Into::into));
+        say(
+            &name,
+            pins.and_then(|pins| pins.map_or(Ok(0), |pins| pins.remove_all(false))).map(drop).map_err(Into::into),
+        );
     }
     let temporary = std::env::temp_dir();
     for name in names(&temporary) {

@@ -237,7 +237,7 @@ fn a_stop_is_quick_and_leaves_the_pins_and_cleanup_removes_them() -> Result<()> 
         let (code, took) = world.agent.take().context("the agent runs")?.signal(signal)?;
         ensure!(code == Some(0), "exit code {code:?}");
         ensure!(took < Duration::from_secs(1), "it took {took:?}");
-        ensure!(world.setup.bpffs.join("v1/links/1-egress").exists(), "the pins are gone");
+        ensure!(world.setup.bpffs.join("v2/links/1-egress").exists(), "the pins are gone");
         world.agent = Some(world.setup.start()?);
     }
     let cleanup = || Command::new(&world.setup.binary).arg("cleanup").arg("--bpffs").arg(&world.setup.bpffs).output();

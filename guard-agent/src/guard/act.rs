@@ -61,10 +61,7 @@ impl Guard {
 
     /// A container as the log names it.
     pub(super) fn name(&self, id: ContainerId) -> String {
-        let Some(owner) = self.owner(id) else { return format!("cgroup {}", id.0) };
-        let names = [&owner.labels.namespace, &owner.labels.pod, &owner.labels.container];
-        let names: Vec<&str> = names.into_iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
-        names.join("/")
+        self.owner(id).map_or_else(|| format!("cgroup {}", id.0), |owner| owner.labels.to_string())
     }
 
     fn opened(&mut self, breach: Breach) {
@@ -141,8 +138,7 @@ impl Guard {
             }
             Action::Evict { grace, reason } => {
                 let Some(owner) = self.owner(id) else { return };
-                let target =
-                    Target { cgroup_id: id.0, cgroup_path: owner.path.clone(), labels: owner.labels.clone() };
+                let target = Target { cgroup_id: id.0, cgroup_path: owner.path.clone(), labels: owner.labels.clone() };
                 // Said and kept before it is done: an agent that dies in between does not do it twice.
                 warn!(container = self.name(id), limit = %reason.limit, ?grace, "evicting");
                 self.metrics.actions.with_label_values(&["evict"]).inc();
@@ -235,7 +231,10 @@ impl Guard {
                 Ok(read) => self.evidence = (now, Arc::new(read)),
                 Err(error) => {
                     self.metrics.evidence_failures.inc();
-                    error!("cannot read the evidence map, so destinations are missing: {:#}", anyhow::Error::from(error));
+                    error!(
+                        "cannot read the evidence map, so destinations are missing: {:#}",
+                        anyhow::Error::from(error)
+                    );
                     self.evidence = (now, Arc::default());
                 }
             }

@@ -1,12 +1,21 @@
 //! The one task that changes anything in the kernel: it gives cgroups their meters, reads them and takes them back.
 
+mod act;
+pub mod commands;
+mod enforce;
+pub mod hammer;
+pub mod keep;
+mod orders;
 mod restore;
+mod sample;
 mod settle;
+pub mod voice;
 
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
-    io, mem,
+    io,
+    path::Path,
     sync::Arc,
 };
 
@@ -16,15 +25,30 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     clock,
+    config::Config,
     core::{
         event::{CgroupChange, DecodeError, Event},
         identity::{self, Labels},
+        judge::{Judge, Settings},
         ledger::{Ledger, NODE, Owner, Slot},
     },
-    kernel::meters::{self, Links, MeterError, Meters},
+    kernel::{
+        evidence::Sample,
+        kill_switch::KillSwitchError,
+        meters::{Links, MeterError, Meters},
+    },
+    kill_switch::View,
     metrics::Metrics,
     node::tree::{Found, Watched},
     snapshot::Snapshot,
+    webhook::Webhook,
+};
+
+use self::{
+    enforce::Seen,
+    hammer::Hammer,
+    keep::{Keeper, Remembered},
+    voice::Voice,
 };
 
 /// How long after a meter was detached its last packet is waited for. The kernel lets go of a program within a grace
@@ -78,17 +102,48 @@ pub struct Guard {
     spare_failed: bool,
     metrics: Arc<Metrics>,
     snapshots: watch::Sender<Arc<Snapshot>>,
+    /// What is decided.
+    judge: Judge,
+    /// What was told of each slot's buckets.
+    seen: HashMap<Slot, Seen>,
+    /// When the evidence was read last, and what it was.
+    evidence: (u64, Arc<Vec<Sample>>),
+    /// Containments need no agent to last.
+    outlive_agent: bool,
+    kill_switch: View,
+    voice: Voice,
+    hammer: Hammer,
+    keeper: Keeper,
+}
+
+/// What the guard works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// The kernel.
+    pub kernel: Meters,
+    /// The cgroup tree.
+    pub watched: Watched,
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// Where samples go.
+    pub snapshots: watch::Sender<Arc<Snapshot>>,
+    /// The kill switch.
+    pub kill_switch: View,
+    /// Who is told.
+    pub voice: Voice,
+    /// Who evicts.
+    pub hammer: Hammer,
+    /// The state file.
+    pub keeper: Keeper,
+    /// What was in it.
+    pub remembered: Option<Remembered>,
 }
 
 impl Guard {
-    /// Takes over what an earlier agent left in the kernel.
-    pub fn new(
-        kernel: Meters,
-        watched: Watched,
-        max: u32,
-        metrics: Arc<Metrics>,
-        snapshots: watch::Sender<Arc<Snapshot>>,
-    ) -> Result<Self, GuardError> {
+    /// Takes over what an earlier agent left in the kernel and in the state file.
+    pub fn new(parts: Parts, config: &Config) -> Result<Self, GuardError> {
+        let Parts { kernel, watched, metrics, snapshots, kill_switch, voice, hammer, keeper, remembered } = parts;
+        let max = config.meters.max;
         let mut guard = Self {
             kernel,
             watched,
@@ -103,9 +158,54 @@ impl Guard {
             spare_failed: false,
             metrics,
             snapshots,
+            judge: Judge::new(Settings::from(config), hammer.protection()),
+            seen: HashMap::new(),
+            evidence: Default::default(),
+            outlive_agent: config.containment.outlive_agent,
+            kill_switch,
+            voice,
+            hammer,
+            keeper,
         };
+        if let Some(remembered) = remembered {
+            guard.remember(remembered);
+        }
+        guard.look_at_kill_switch();
         guard.restore(max)?;
         Ok(guard)
+    }
+
+    /// All that an earlier agent knew has been found again, or is gone.
+    pub fn settled_in(&mut self) {
+        let effects = self.judge.settled(clock::boottime());
+        self.carry_out(effects);
+        self.order_all();
+    }
+
+    /// Another configuration holds, but for what takes a restart.
+    pub fn reload(&mut self, config: &Config) {
+        self.outlive_agent = config.containment.outlive_agent;
+        let effects = self.judge.reload(clock::boottime(), Settings::from(config));
+        self.carry_out(effects);
+        self.order_all();
+        self.keep_now();
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Whom alerts go to from now on.
+    pub fn tell(&mut self, webhook: Option<Webhook>) {
+        self.voice.webhook = webhook;
+    }
+
+    /// Takes over what the configuration's file says of the kill switch.
+    pub fn kill_switch_in_file(&mut self, engaged: bool, path: &Path) -> Result<(), KillSwitchError> {
+        self.kill_switch.set_file(engaged, path)?;
+        self.look_at_kill_switch();
+        Ok(())
     }
 
     fn pods_root_path(&self) -> Option<&str> {
@@ -156,7 +256,7 @@ impl Guard {
     pub fn on_event(&mut self, event: Result<Event, DecodeError>) -> Result<(), MeterError> {
         match event {
             Ok(Event::Cgroup(change)) => self.on_change(change),
-            Ok(Event::Crossed(crossing)) => Ok(()),
+            Ok(Event::Crossed(crossing)) => self.on_crossing(crossing),
             Err(error) => {
                 error!("{error}; walking the tree instead");
                 self.walk()
@@ -257,12 +357,17 @@ impl Guard {
         };
         self.write(&assignment.changed)?;
         let slot = assignment.slot;
+        // Before the programs run for it.
+        if let Some(owner) = self.ledger.record(slot).owner.clone() {
+            self.introduce(slot, &owner, false);
+        }
         let links = match self.kernel.attach(slot, dir) {
             Ok(links) => links,
             Err(error) => {
                 if !error.cgroup_gone() {
                     self.attach_failed(&path, error);
                 }
+                self.farewell(cgroup_id);
                 self.ledger.unassign(slot);
                 return self.write(&[slot]);
             }
@@ -322,29 +427,6 @@ impl Guard {
             self.spare_failed = true;
             warn!("cannot load programs ahead: {:#}", anyhow::Error::from(error));
         }
-    }
-
-    /// Reads all counters and publishes what they say.
-    pub fn sample(&mut self) -> Result<(), MeterError> {
-        let timer = self.metrics.sample_seconds.start_timer();
-        let raw = self.kernel.read(0, self.ledger.in_use())?;
-        let now = clock::boottime();
-        if self.ledger.sample(&raw, now) {
-            self.write(&[NODE])?;
-        }
-        let expired = self.ledger.expire(now);
-        self.write(&expired)?;
-        let lost = self.kernel.events_lost()?;
-        let overflowed = lost - mem::replace(&mut self.events_lost, lost);
-        self.metrics.events_lost.inc_by(overflowed);
-        if overflowed > 0 {
-            warn!(events = overflowed, "cgroup events were lost; walking the tree instead");
-            self.walk()?;
-        }
-        let programs = if meters::stats_enabled() { Some(self.kernel.program_stats()?) } else { None };
-        self.snapshots.send_replace(Arc::new(Snapshot::of(&self.ledger, self.meters.len(), programs)));
-        timer.observe_duration();
-        Ok(())
     }
 }
 

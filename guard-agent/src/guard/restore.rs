@@ -28,6 +28,9 @@ impl Guard {
                 continue;
             };
             adopted += 1;
+            if there {
+                self.introduce(slot, &owner, true);
+            }
             let wanted = self.watched.classify(&owner.path, self.pods_root_path());
             let wanted = wanted.is_some_and(|found| found.extra == owner.extra);
             let Owner { cgroup_id, path, .. } = owner;

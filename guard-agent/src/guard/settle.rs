@@ -23,6 +23,8 @@ impl Guard {
 
     /// Detaches a meter, to be read a last time a little later.
     pub(super) fn close(&mut self, slot: Slot) -> Result<(), MeterError> {
+        let Some(cgroup_id) = self.meters.get(&slot).map(|meter| meter.cgroup_id) else { return Ok(()) };
+        self.farewell(cgroup_id);
         let Some(meter) = self.meters.get_mut(&slot) else { return Ok(()) };
         match mem::replace(&mut meter.state, State::Closing(clock::boottime())) {
             State::Attached(links) | State::Draining(links, _) => self.kernel.detach(slot, &links)?,
@@ -33,6 +35,9 @@ impl Guard {
 
     /// The cgroup of a meter was removed.
     pub(super) fn drain(&mut self, slot: Slot) {
+        if let Some(cgroup_id) = self.meters.get(&slot).map(|meter| meter.cgroup_id) {
+            self.farewell(cgroup_id);
+        }
         if let Some(meter) = self.meters.get_mut(&slot) {
             let now = clock::boottime();
             meter.state = match mem::replace(&mut meter.state, State::Closing(now)) {
@@ -76,6 +81,7 @@ impl Guard {
         for &slot in &settled {
             self.ledger.gone(slot, raw[slot.0 as usize], now);
             self.kernel.unpin(slot)?;
+            self.seen.remove(&slot);
             if let Some(meter) = self.meters.remove(&slot) {
                 debug!(cgroup = meter.path, slot = slot.0, "read a last time");
             }

@@ -118,6 +118,11 @@ impl Meters {
         Ok(Self { programs, parameters, controls, pins, loaded, cpus, keys: Vec::new(), values: Vec::new() })
     }
 
+    /// How many CPUs there may be.
+    pub fn cpus(&self) -> usize {
+        self.cpus
+    }
+
     /// Starts to receive the programs' events.
     pub fn events(&mut self) -> Result<KernelEvents, MeterError> {
         for name in ["cgroup_mkdir", "cgroup_rmdir"] {

@@ -5,6 +5,7 @@
 pub mod controls;
 pub mod events;
 pub mod evidence;
+pub mod kill_switch;
 pub mod meters;
 pub mod object;
 pub mod pins;

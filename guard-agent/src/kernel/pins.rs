@@ -84,12 +84,7 @@ pub struct Pins {
 impl Pins {
     /// Makes the folder where bpffs is mounted, mounting it if it is not, and locks it.
     pub fn open(root: &Path) -> Result<Self, PinError> {
-        if !is_bpffs(existing_ancestor(root)) {
-            // The usual mount point serves everybody; elsewhere the folder itself becomes one.
-            let at = if root.starts_with(USUAL_MOUNT) { Path::new(USUAL_MOUNT) } else { root };
-            mount(at)?;
-        }
-        fs::create_dir_all(root).map_err(io_error("make the folder", root))?;
+        make_folder(root)?;
         Self::lock(root)
     }
 
@@ -119,7 +114,7 @@ impl Pins {
 
     /// Where maps are pinned.
     pub fn maps(&self) -> Pinned {
-        Pinned { layout: self.layout_dir(), kill_switch: self.root.join("kill-switch") }
+        Pinned { layout: self.layout_dir(), kill_switch: kill_switch(&self.root) }
     }
 
     fn link_path(&self, slot: Slot, hook: Hook) -> PathBuf {
@@ -198,11 +193,16 @@ impl Pins {
         }
     }
 
-    /// Removes every pin and the folder, and unmounts it if it is a mount of its own. Returns how many pins there were.
-    pub fn remove_all(self) -> Result<usize, PinError> {
+    /// Removes every pin, but for the kill switch if it is to be kept, and the folder, and unmounts it if it is a mount
+    /// of its own. Returns how many pins were removed.
+    pub fn remove_all(self, keep_kill_switch: bool) -> Result<usize, PinError> {
         let mut removed = 0;
         for path in self.layouts()? {
             removed += remove(&path)?;
+        }
+        let kill_switch = kill_switch(&self.root);
+        if !keep_kill_switch && kill_switch.exists() {
+            removed += remove(&kill_switch)?;
         }
         let Self { root, _lock } = self;
         // Whatever else is pinned there is somebody else's.
@@ -220,7 +220,23 @@ impl Pins {
     }
 }
 
-fn open(path: &Path) -> Result<Option<OwnedFd>, PinError> {
+/// Makes the folder where bpffs is mounted, mounting it if it is not.
+pub(super) fn make_folder(root: &Path) -> Result<(), PinError> {
+    if !is_bpffs(existing_ancestor(root)) {
+        // The usual mount point serves everybody; elsewhere the folder itself becomes one.
+        let at = if root.starts_with(USUAL_MOUNT) { Path::new(USUAL_MOUNT) } else { root };
+        mount(at)?;
+    }
+    fs::create_dir_all(root).map_err(io_error("make the folder", root))
+}
+
+/// Where the kill switch is pinned: beside the layouts' folders, for it outlives them.
+pub(super) fn kill_switch(root: &Path) -> PathBuf {
+    root.join("kill-switch")
+}
+
+/// Opens what is pinned. `None`: nothing is.
+pub(super) fn open(path: &Path) -> Result<Option<OwnedFd>, PinError> {
     match sys::obj_get(&c_path(path)) {
         Ok(fd) => Ok(Some(fd)),
         Err(error) if error.cause.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -241,7 +257,7 @@ fn remove(path: &Path) -> Result<usize, PinError> {
     Ok(removed)
 }
 
-fn c_path(path: &Path) -> CString {
+pub(super) fn c_path(path: &Path) -> CString {
     CString::new(path.as_os_str().as_bytes()).unwrap_or_default()
 }
 

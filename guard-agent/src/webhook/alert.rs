@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 use serde::Serialize;
 
 use crate::{
-    breaches::{Destination, Done, Held, Report, Time},
+    breaches::{Done, Held, Report, Time},
     client::bytes,
     core::breach::Limit,
 };
@@ -55,7 +55,7 @@ impl Alert {
             ("policy", report.policy.clone()),
             ("cgroup", report.cgroup_path.clone()),
             ("container_id", report.container_id.clone()),
-            ("destinations", list(&report.destinations, destination)),
+            ("destinations", list(&report.destinations, ToString::to_string)),
             ("done", list(&report.done, done)),
         ];
         // An empty value is the same as none, to Alertmanager.
@@ -78,13 +78,10 @@ impl Alert {
 }
 
 fn summary(report: &Report) -> String {
-    let names = &report.labels;
-    let names = [&names.namespace, &names.pod, &names.container].map(String::as_str);
-    let names: Vec<&str> = names.into_iter().filter(|name| !name.is_empty()).collect();
     let per = if report.limit == Limit::Quota { "" } else { "/s" };
     format!(
         "{} crossed its {} limit: {}{per}, and {}{per} is allowed",
-        names.join("/"),
+        report.labels,
         report.limit,
         bytes(report.figure),
         bytes(report.allowed)
@@ -93,12 +90,6 @@ fn summary(report: &Report) -> String {
 
 fn list<T>(items: &[T], say: fn(&T) -> String) -> String {
     items.iter().map(say).collect::<Vec<_>>().join("; ")
-}
-
-fn destination(destination: &Destination) -> String {
-    let Destination { address, port, protocol, bytes: sent, share } = destination;
-    let socket = std::net::SocketAddr::new(*address, *port);
-    format!("{socket} {protocol}: {} ({:.0} %)", bytes(*sent as f64), share * 100.0)
 }
 
 fn done(done: &Done) -> String {

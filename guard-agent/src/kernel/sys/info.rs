@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-use aya_obj::generated::bpf_cmd;
+use aya_obj::generated::{bpf_cmd, bpf_map_type};
 
 use super::{BpfError, bpf};
 
@@ -54,12 +54,22 @@ pub fn link_cgroup(link: BorrowedFd<'_>) -> Result<Option<u64>, BpfError> {
 #[repr(C)]
 pub struct MapInfo {
     kind: u32,
-    id: u32,
+    /// The map's, as long as it lives.
+    pub id: u32,
     key_size: u32,
     value_size: u32,
     /// How many entries the map has room for.
     pub max_entries: u32,
     flags: u32,
+}
+
+impl MapInfo {
+    /// Whether the map is an array of so many values of this size, and made without flags.
+    pub fn is_array(&self, value_size: u32, max_entries: u32) -> bool {
+        let Self { kind, id: _, key_size, value_size: size, max_entries: entries, flags } = *self;
+        kind == bpf_map_type::BPF_MAP_TYPE_ARRAY as u32
+            && (key_size, size, entries, flags) == (4, value_size, max_entries, 0)
+    }
 }
 
 /// What the kernel says of a map.

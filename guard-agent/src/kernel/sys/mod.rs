@@ -194,8 +194,16 @@ struct MapCreate {
 
 /// Makes a per-CPU array (`BPF_MAP_CREATE`).
 pub(super) fn percpu_array_create(value_size: u32, max_entries: u32) -> Result<OwnedFd, BpfError> {
-    let map_type = bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY as u32;
-    let mut attr = MapCreate { map_type, key_size: 4, value_size, max_entries, map_flags: 0 };
+    map_create(bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY, value_size, max_entries)
+}
+
+/// Makes an array (`BPF_MAP_CREATE`).
+pub(super) fn array_create(value_size: u32, max_entries: u32) -> Result<OwnedFd, BpfError> {
+    map_create(bpf_map_type::BPF_MAP_TYPE_ARRAY, value_size, max_entries)
+}
+
+fn map_create(map_type: bpf_map_type, value_size: u32, max_entries: u32) -> Result<OwnedFd, BpfError> {
+    let mut attr = MapCreate { map_type: map_type as u32, key_size: 4, value_size, max_entries, map_flags: 0 };
     // SAFETY: no pointers.
     unsafe { bpf_fd(bpf_cmd::BPF_MAP_CREATE, "MAP_CREATE", &mut attr) }
 }
@@ -210,14 +218,18 @@ struct MapElem {
 
 /// Puts a program into a program array (`BPF_MAP_UPDATE_ELEM`); the array holds it from then on.
 pub fn program_array_set(map: BorrowedFd<'_>, index: u32, program: BorrowedFd<'_>) -> Result<(), BpfError> {
-    let value = program.as_raw_fd() as u32;
+    array_set(map, index, &(program.as_raw_fd() as u32).to_ne_bytes())
+}
+
+/// Writes a value of an array (`BPF_MAP_UPDATE_ELEM`). `value` is as long as the map's values are.
+pub(super) fn array_set(map: BorrowedFd<'_>, index: u32, value: &[u8]) -> Result<(), BpfError> {
     let mut attr = MapElem {
         map_fd: map.as_raw_fd() as u32,
         key: std::ptr::from_ref(&index) as u64,
-        value: std::ptr::from_ref(&value) as u64,
+        value: value.as_ptr() as u64,
         flags: 0,
     };
-    // SAFETY: key and value are of the map's sizes, four bytes each.
+    // SAFETY: the key has an array's four bytes, and the value the map's size by the callers' promise.
     unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, "MAP_UPDATE_ELEM", &mut attr).map(drop) }
 }
 

@@ -77,7 +77,7 @@ fn find(snapshot: &Snapshot, target: &Target, at: SystemTime) -> Option<Replacem
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{identity::Labels, usage::Rates};
+    use crate::core::identity::Labels;
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
@@ -89,14 +89,9 @@ mod tests {
             cgroup_path: cgroup_path.into(),
             namespace: "a".into(),
             pod: "b".into(),
-            pod_uid: String::new(),
             container: name.into(),
-            container_id: String::new(),
-            runtime: String::new(),
             since: humantime::format_rfc3339_millis(at(since)).to_string(),
-            egress: crate::core::usage::PerClass::default(),
-            ingress: crate::core::usage::PerClass::default(),
-            rates: Rates::default(),
+            ..Container::default()
         }
     }
 

@@ -1,0 +1,63 @@
+//! Carries evictions out, beside the guard's task.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    kernel::kill_switch::KillSwitch,
+    orchestrator::local::{Local, Outcome, Target},
+    snapshot::Snapshot,
+};
+
+/// Why nothing is evicted without an orchestrator.
+pub const NONE: &str = "there is no orchestrator that would start it afresh (--orchestrator none)";
+
+/// An eviction that has ended.
+pub type Struck = (Target, Outcome);
+
+/// Evicts.
+#[derive(Debug)]
+pub struct Hammer {
+    local: Option<Local>,
+    kill_switch: Arc<KillSwitch>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    struck: mpsc::UnboundedSender<Struck>,
+}
+
+impl Hammer {
+    /// Returns the evictions as they end, too: at most as many as the budget allows.
+    pub fn new(
+        local: Option<Local>,
+        kill_switch: Arc<KillSwitch>,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+    ) -> (Self, mpsc::UnboundedReceiver<Struck>) {
+        let (struck, ended) = mpsc::unbounded_channel();
+        (Self { local, kill_switch, snapshots, struck }, ended)
+    }
+
+    /// Why nothing is ever evicted, if so.
+    pub fn protection(&self) -> Option<&'static str> {
+        self.local.is_none().then_some(NONE)
+    }
+
+    /// Begins an eviction.
+    pub(super) fn strike(&self, target: Target, grace: Duration) {
+        let Some(local) = self.local.clone() else { return };
+        let (kill_switch, struck) = (Arc::clone(&self.kill_switch), self.struck.clone());
+        let snapshots = self.snapshots.clone();
+        tokio::spawn(async move {
+            let begun = SystemTime::now();
+            let outcome = local.evict(&target, grace, || kill_switch.engaged()).await;
+            let replaced = matches!(outcome, Outcome::Done { .. } | Outcome::Gone);
+            // The guard goes only with the process.
+            let _sent = struck.send((target.clone(), outcome));
+            if replaced {
+                local.await_replacement(&target, begun, snapshots).await;
+            }
+        });
+    }
+}

@@ -1,0 +1,73 @@
+//! What is done at every sample, and a few times each second.
+
+use std::{mem, sync::Arc};
+
+use guard_common::Totals;
+use tracing::{error, warn};
+
+use super::Guard;
+use crate::{
+    clock,
+    core::{breach::ContainerId, ledger::NODE},
+    kernel::meters::{self, MeterError},
+    snapshot::{Snapshot, Standing},
+};
+
+impl Guard {
+    /// Reads all counters, decides, and publishes what they say.
+    pub fn sample(&mut self) -> Result<(), MeterError> {
+        let timer = self.metrics.sample_seconds.start_timer();
+        let before = self.ledger.sampled_at();
+        let raw = self.kernel.read(0, self.ledger.in_use())?;
+        let now = clock::boottime();
+        if self.ledger.sample(&raw, now) {
+            self.write(&[NODE])?;
+        }
+        let expired = self.ledger.expire(now);
+        self.write(&expired)?;
+        self.decide(now, now.saturating_sub(before));
+        let lost = self.kernel.events_lost()?;
+        let overflowed = lost - mem::replace(&mut self.events_lost, lost);
+        self.metrics.events_lost.inc_by(overflowed);
+        if overflowed > 0 {
+            warn!(events = overflowed, "kernel events were lost; walking the tree instead");
+            self.walk()?;
+        }
+        let programs = if meters::stats_enabled() { Some(self.kernel.program_stats()?) } else { None };
+        let standing = |id: u64| Standing {
+            breached: self.judge.open().any(|breach| breach.container.0 == id),
+            contained: self.judge.contained_now(ContainerId(id)).is_some(),
+        };
+        self.snapshots.send_replace(Arc::new(Snapshot::of(&self.ledger, self.meters.len(), programs, standing)));
+        timer.observe_duration();
+        Ok(())
+    }
+
+    fn decide(&mut self, now: u64, nanos: u64) {
+        self.listen();
+        let moved: Vec<(ContainerId, Totals)> = self
+            .ledger
+            .metered()
+            .map(|(slot, owner, ..)| (ContainerId(owner.cgroup_id), self.ledger.moved(slot)))
+            .collect();
+        let effects = self.judge.sample(now, nanos, moved);
+        self.carry_out(effects);
+        self.order_all();
+        self.renew();
+    }
+
+    /// Takes over what somebody did to the kill switch.
+    pub fn look_at_kill_switch(&mut self) {
+        match self.kill_switch.poll() {
+            Ok(None) => {}
+            Ok(Some(change)) => {
+                warn!("{change}");
+                let effects = self.judge.kill_switch(clock::boottime(), self.kill_switch.engaged());
+                self.carry_out(effects);
+                self.order_all();
+                self.keep_now();
+            }
+            Err(error) => error!("cannot read the kill switch, so it counts as engaged: {error}"),
+        }
+    }
+}
