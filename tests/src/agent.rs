@@ -3,8 +3,9 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    os::unix::process::CommandExt as _,
+    os::unix::{net::UnixStream, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -265,10 +266,25 @@ impl Agent {
     }
 
     fn run_list(&self, arguments: &[&str]) -> Result<String> {
+        self.verb(&[&["list"], arguments].concat())
+    }
+
+    /// What a verb of `guard-agent` prints that goes through the socket.
+    pub fn verb(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(sibling("guard-agent")?);
-        let output = command.arg("list").args(arguments).arg("--socket").arg(&self.socket).output()?;
-        ensure!(output.status.success(), "list failed: {}", String::from_utf8_lossy(&output.stderr));
+        let output = command.args(arguments).arg("--socket").arg(&self.socket).output()?;
+        ensure!(output.status.success(), "{arguments:?} failed: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// The breaches that the socket tells of, the newest first.
+    pub fn breaches(&self) -> Result<Vec<serde_json::Value>> {
+        let mut socket = UnixStream::connect(&self.socket)?;
+        socket.write_all(b"GET /breaches HTTP/1.1\r\nHost: agent\r\n\r\n")?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        let body = answer.strip_prefix("HTTP/1.1 200 OK\r\n").and_then(|answer| answer.split_once("\r\n\r\n"));
+        Ok(serde_json::from_str(body.with_context(|| format!("the socket answers {answer}"))?.1)?)
     }
 
     /// Waits until a container has its meter.

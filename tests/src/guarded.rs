@@ -7,14 +7,16 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use guard_agent::{
+    clock,
     core::ledger::Slot,
     kernel::{
         controls::{Controls, Orders, Report},
-        object::{OBJECT, Options, Parameters, Programs},
+        evidence::{self, Sample},
+        object::{KILL_SWITCH, OBJECT, Options, Parameters, Programs},
         sys::{self, Hook},
     },
 };
-use guard_common::{Class, Containment, Limit, Totals};
+use guard_common::{Class, Containment, Engagement, Limit, Totals};
 
 use crate::{
     meter,
@@ -32,6 +34,7 @@ pub const SECOND: u64 = 1_000_000_000;
 pub struct Guarded {
     _links: [OwnedFd; 2],
     programs: Programs,
+    parameters: Parameters,
     /// The meter's limits and containment.
     pub controls: Controls,
     /// The container.
@@ -63,7 +66,7 @@ impl Guarded {
             Ok(sys::link_create(program.as_fd(), cgroup.as_fd(), hook)?)
         });
         let links = [egress.context("egress")?, ingress.context("ingress")?];
-        Ok(Self { _links: links, programs, controls, container, _pods: pods, wires })
+        Ok(Self { _links: links, programs, parameters, controls, container, _pods: pods, wires })
     }
 
     /// Gives other orders.
@@ -84,6 +87,24 @@ impl Guarded {
     /// What the programs say.
     pub fn report(&self) -> Report {
         self.controls.report(SLOT)
+    }
+
+    /// Where the bytes went that they noted.
+    pub fn evidence(&self) -> Result<Vec<Sample>> {
+        Ok(evidence::read(&self.programs, clock::boottime())?)
+    }
+
+    /// Loads the meter's egress program once more, for test runs.
+    pub fn egress_program(&self) -> Result<OwnedFd> {
+        let parameters = self.parameters.clone().with_slot(SLOT.0);
+        Ok(self.programs.load_program(Hook::Egress.program(), &parameters, Hook::Egress)?)
+    }
+
+    /// Engages the kill switch, or releases it.
+    pub fn kill_switch(&self, engaged: bool) -> Result<()> {
+        let mut value = [0; size_of::<Engagement>()];
+        value[0] = u8::from(engaged);
+        Ok(sys::array_set(self.programs.map(KILL_SWITCH)?, 0, &value)?)
     }
 
     /// What they counted.

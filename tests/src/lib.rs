@@ -8,6 +8,7 @@ pub mod meter;
 pub mod net;
 pub mod pods;
 pub mod process;
+pub mod random;
 pub mod statistics;
 pub mod world;
 

@@ -63,6 +63,11 @@ impl Traffic {
         self.child.id()
     }
 
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+
     /// Lets a sender go on that waits for a line (`--wait`).
     pub fn go(&mut self) -> Result<()> {
         let stdin = self.child.stdin.as_mut().context("it has no stdin")?;

@@ -265,7 +265,7 @@ fn what_an_overflowing_ring_lost_is_found_by_a_walk() -> Result<()> {
         Ok(metrics)
     })?;
     // Not only the regular walk found them.
-    ensure!(world.agent().log()?.contains("cgroup events were lost; walking the tree instead"));
+    ensure!(world.agent().log()?.contains("kernel events were lost; walking the tree instead"));
     ensure!(metrics.get("egress_guard_events_lost_total") > Some(0), "the ring did not overflow");
     Ok(())
 }

@@ -75,7 +75,7 @@ impl Guard {
     /// A packet found a bucket empty.
     pub(super) fn on_crossing(&mut self, crossing: Crossing) -> Result<(), MeterError> {
         let Crossing { at, limit, slot, owner } = crossing;
-        if !self.meters.get(&slot).is_some_and(|meter| meter.cgroup_id == owner.0) {
+        if self.meters.get(&slot).is_none_or(|meter| meter.cgroup_id != owner.0) {
             return Ok(());
         }
         let raw = self.kernel.read(slot.0, 1)?[0];

@@ -174,12 +174,9 @@ impl Controls {
     /// Lifts the containment, if there is one.
     pub fn release(&self, slot: Slot) {
         self.set(slot, offset_of!(Control, containment.kind), containment_kind::NONE);
-        let gate = self.word(slot, offset_of!(Control, gate));
         // A new generation: what passed meanwhile took no credit.
-        let opened =
-            gate.fetch_update(SeqCst, SeqCst, |gate| (gate & CONTAINED != 0).then_some((gate & !CONTAINED) + 1));
-        // An error says that it was open.
-        let _open = opened;
+        let open = |gate: u64| if gate & CONTAINED == 0 { gate } else { (gate & !CONTAINED) + 1 };
+        self.word(slot, offset_of!(Control, gate)).update(SeqCst, SeqCst, open);
     }
 
     /// What the programs say.

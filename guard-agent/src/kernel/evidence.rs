@@ -31,7 +31,7 @@ pub struct Sample {
 const KEY: usize = size_of::<Destination>();
 
 /// Reads what is noted of all containers since about `now` minus one to two minutes.
-pub(super) fn read(programs: &Programs, now: u64) -> Result<Vec<Sample>, ObjectError> {
+pub fn read(programs: &Programs, now: u64) -> Result<Vec<Sample>, ObjectError> {
     let (keys, values) = sys::hash_lookup_all(programs.map("EVIDENCE")?, EVIDENCE_ROOM, KEY, size_of::<u64>())?;
     let epoch = (now >> EVIDENCE_EPOCH) as u32;
     let (keys, _) = keys.as_chunks::<KEY>();

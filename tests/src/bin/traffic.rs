@@ -23,6 +23,8 @@ enum Command {
     UdpSend(UdpSend),
     /// Sends datagrams from sockets of several cgroups in turn
     UdpRound(UdpRound),
+    /// Sends a small datagram to each of many ports
+    UdpScan(UdpScan),
     /// Sends datagrams and waits for the echo of each
     UdpCall(UdpCall),
     /// Sends every datagram back
@@ -74,6 +76,18 @@ struct UdpRound {
     /// Datagrams of all together
     #[arg(long)]
     count: usize,
+}
+
+#[derive(Args)]
+struct UdpScan {
+    #[arg(long)]
+    address: std::net::IpAddr,
+    /// How many, from 10000 on
+    #[arg(long)]
+    ports: u16,
+    /// How often, from another source port each time
+    #[arg(long, default_value_t = 1)]
+    rounds: usize,
 }
 
 #[derive(Args)]
@@ -142,6 +156,7 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::UdpSend(send) => udp_send(send),
         Command::UdpRound(round) => udp_round(&round),
+        Command::UdpScan(scan) => udp_scan(&scan),
         Command::UdpCall(call) => udp_call(&call),
         Command::UdpEcho(Bind { bind }) => udp_serve(bind, true),
         Command::UdpSink(Bind { bind }) => udp_serve(bind, false),
@@ -247,6 +262,20 @@ fn udp_round(round: &UdpRound) -> Result<()> {
     Ok(())
 }
 
+fn udp_scan(scan: &UdpScan) -> Result<()> {
+    for _ in 0..scan.rounds {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        for port in 0..scan.ports {
+            // Refused or lost, it was sent.
+            let _sent = socket.send_to(&[0x11; 20], (scan.address, 10_000 + port));
+            if port % 16 == 15 {
+                thread::sleep(Duration::from_micros(50));
+            }
+        }
+    }
+    Ok(())
+}
+
 fn udp_call(call: &UdpCall) -> Result<()> {
     thread::scope(|scope| {
         let threads: Vec<_> = (0..call.threads).map(|_| scope.spawn(|| udp_call_thread(call))).collect();
@@ -315,8 +344,17 @@ fn tcp_send_thread(send: &TcpSend) -> Result<()> {
 
 fn take_all(stream: &mut TcpStream, buffer: &mut [u8], patience: Duration) -> Result<()> {
     stream.set_read_timeout(Some(patience))?;
-    while stream.read(buffer).with_context(|| format!("nothing came for {patience:?}"))? > 0 {}
-    Ok(())
+    loop {
+        match stream.read(buffer) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) => {
+                // At once, whatever the other connections do.
+                eprintln!("nothing came for {patience:?}: {error}");
+                std::process::exit(1);
+            }
+        }
+    }
 }
 
 fn tcp_sink(sink: &TcpSink) -> Result<()> {

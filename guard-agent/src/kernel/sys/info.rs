@@ -57,7 +57,7 @@ pub struct MapInfo {
     /// The map's, as long as it lives.
     pub id: u32,
     key_size: u32,
-    value_size: u32,
+    pub(super) value_size: u32,
     /// How many entries the map has room for.
     pub max_entries: u32,
     flags: u32,

@@ -221,15 +221,20 @@ pub fn program_array_set(map: BorrowedFd<'_>, index: u32, program: BorrowedFd<'_
     array_set(map, index, &(program.as_raw_fd() as u32).to_ne_bytes())
 }
 
-/// Writes a value of an array (`BPF_MAP_UPDATE_ELEM`). `value` is as long as the map's values are.
-pub(super) fn array_set(map: BorrowedFd<'_>, index: u32, value: &[u8]) -> Result<(), BpfError> {
+/// Writes a value of an array (`BPF_MAP_UPDATE_ELEM`).
+///
+/// # Panics
+///
+/// If `value` is not as long as the map's values are.
+pub fn array_set(map: BorrowedFd<'_>, index: u32, value: &[u8]) -> Result<(), BpfError> {
+    assert_eq!(map_info(map)?.value_size as usize, value.len(), "the value has the map's size");
     let mut attr = MapElem {
         map_fd: map.as_raw_fd() as u32,
         key: std::ptr::from_ref(&index) as u64,
         value: value.as_ptr() as u64,
         flags: 0,
     };
-    // SAFETY: the key has an array's four bytes, and the value the map's size by the callers' promise.
+    // SAFETY: the key has an array's four bytes, and the value the map's size, as asserted.
     unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, "MAP_UPDATE_ELEM", &mut attr).map(drop) }
 }
 
