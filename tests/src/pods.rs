@@ -26,8 +26,9 @@ pub struct Pods {
 pub struct Container {
     /// Its folder.
     pub path: PathBuf,
-    /// Its id, 64 hex digits.
+    /// Its id, 64 hex digits; empty for a service.
     pub id: String,
+    label: String,
 }
 
 /// The UID of the n-th pod.
@@ -51,14 +52,28 @@ impl Pods {
         let pod = format!("kubepods-burstable.slice/kubepods-burstable-pod{uid}.slice");
         let path = self.root.join(pod).join(format!("cri-containerd-{id}.scope"));
         fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
-        Ok(Container { path, id })
+        let label = id[..12].to_owned();
+        Ok(Container { path, id, label })
+    }
+
+    /// What stands in `meters.extra` for this tree's services.
+    pub fn services(&self) -> String {
+        format!("{}/*.service", self.base.file_name().unwrap_or_default().display())
+    }
+
+    /// Makes a cgroup as a service manager does, outside the pods' root.
+    pub fn service(&self, name: &str) -> Result<Container> {
+        let path = self.base.join(format!("{name}.service"));
+        fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+        let label = format!("{}/{name}.service", self.base.file_name().unwrap_or_default().display());
+        Ok(Container { path, id: String::new(), label })
     }
 }
 
 impl Container {
-    /// The label that it has without a cluster.
+    /// The label that it has without a cluster: the beginning of its id, or a service's path.
     pub fn label(&self) -> &str {
-        &self.id[..12]
+        &self.label
     }
 
     /// The cgroup's id.
@@ -70,7 +85,7 @@ impl Container {
     pub fn nested(&self, path: &str) -> Result<Self> {
         let nested = self.path.join(path);
         fs::create_dir_all(&nested)?;
-        Ok(Self { path: nested, id: self.id.clone() })
+        Ok(Self { path: nested, id: self.id.clone(), label: self.label.clone() })
     }
 
     /// The file that takes processes in.

@@ -17,7 +17,6 @@ use guard_agent::kernel::{
 use guard_tests::{
     eventually,
     net::{EXTERNAL_V4, Wire},
-    pods::Container,
     process::Traffic,
     statistics::Statistics,
     world::{CONFIG, HEADERS, World},
@@ -144,19 +143,15 @@ fn containers_beyond_meters_max_are_unattributed_and_nothing_else_suffers() -> R
 #[test]
 fn an_extra_meter_that_restarts_adds_to_its_series() -> Result<()> {
     let mut world = World::new(CONFIG)?;
-    let relative = world.pods.base.file_name().context("a name")?.to_string_lossy().into_owned();
     world.agent.take().context("the agent runs")?.signal(libc::SIGTERM)?;
-    world.setup.configure(&format!("{CONFIG}meters: {{extra: ['{relative}/*.service']}}\n"))?;
+    world.setup.configure(&format!("{CONFIG}meters: {{extra: ['{}']}}\n", world.pods.services()))?;
     world.agent = Some(world.setup.start()?);
     let _sink = world.sink()?;
-    let label = format!("{relative}/a.service");
-    let path = world.pods.base.join("a.service");
     let mut total = 0;
     for round in 1..=4u64 {
-        fs::create_dir(&path)?;
-        let service = Container { path: path.clone(), id: String::new() };
+        let service = world.pods.service("a")?;
         eventually("the service is metered", Duration::from_secs(5), || {
-            ensure!(world.agent().list()?.iter().any(|row| row.container == label), "not listed");
+            ensure!(world.agent().list()?.iter().any(|row| row.container == service.label()), "not listed");
             Ok(())
         })?;
         total += world.send(&service, 300 * round, 2)?.bytes;
@@ -173,7 +168,7 @@ fn an_extra_meter_that_restarts_adds_to_its_series() -> Result<()> {
             world.agent.take().context("the agent runs")?.signal(libc::SIGKILL)?;
             world.agent = Some(world.setup.start()?);
         }
-        let found = world.agent().metrics()?.labelled(&label, "egress", "external");
+        let found = world.agent().metrics()?.labelled(service.label(), "egress", "external");
         ensure!(found.bytes == total, "round {round}: {found:?} instead of {total}");
     }
     let metrics = world.agent().metrics()?;
