@@ -233,7 +233,9 @@ impl Config {
 fn invalid(file: &Path, place: Option<Location>, key: &str, message: &str) -> Invalid {
     let place = place.map(|place| format!(":{}:{}", place.line(), place.column())).unwrap_or_default();
     let separator = if key.is_empty() { "" } else { ": " };
-    Invalid(format!("{}{place}: {key}{separator}{message}", file.display()))
+    let said = format!("{}{place}: {key}{separator}{message}", file.display());
+    // Key and message quote the file: a line break in it would begin a line of its own in a log.
+    Invalid(said.replace(char::is_control, "\u{fffd}"))
 }
 
 #[cfg(test)]

@@ -62,6 +62,7 @@ fn errors_name_file_line_and_key() {
         ("sample: {interval: 1}\n", "config.yaml:1:20: sample.interval: \"1\" is not a duration of at least 10ms"),
         ("sample: {interval: 1ms}\n", "config.yaml:1:20: sample.interval: \"1ms\" is not a duration"),
         ("policy: {}\n", "config.yaml:1:1: policy: unknown field `policy`, expected"),
+        ("\"a\\nb\": 1\n", "config.yaml:1:1: a\u{fffd}b: unknown field `a\\nb`, expected"),
         ("[]\n", "config.yaml:1:1: expected mapping"),
         ("meters: {max: 1}\nmeters: {max: 2}\n", "config.yaml:2:1: duplicate mapping key: meters"),
         (
@@ -143,5 +144,26 @@ fn keys_that_need_a_restart_are_named() {
     for (text, key) in cases {
         assert_eq!(before.needs_restart(&of(text)), [key]);
         assert_eq!(of(text).needs_restart(&of(text)), [""; 0]);
+    }
+}
+
+#[test]
+fn a_pattern_on_which_its_compiler_gives_up_is_refused() {
+    let nested = |braces: usize| format!("{}a{}", "{".repeat(braces), "}".repeat(braces));
+    let policy = |pattern: &str| format!("policies: [{{name: a, match: {{pods: ['{pattern}']}}}}]");
+    let extra = |pattern: &str| format!("meters: {{extra: ['{pattern}']}}");
+    let good = [nested(100), "?".repeat(4096)];
+    for pattern in good {
+        for text in [policy(&pattern), extra(&pattern)] {
+            assert!(parse(&text).is_ok(), "{} bytes", pattern.len());
+        }
+    }
+    let bad = [nested(101), nested(300), nested(100_000), "?".repeat(4097), "?".repeat(400_000)];
+    for pattern in bad {
+        for text in [policy(&pattern), extra(&pattern)] {
+            let error = parse(&text).expect_err("refused");
+            assert!(error.ends_with("has more than 4096 bytes or 100 braces: write several shorter ones"), "{error}");
+            assert!(error.len() < 300, "{error}");
+        }
     }
 }

@@ -11,11 +11,13 @@ use crate::{
 };
 
 const KERNEL_MANIFEST: &str = "guard-ebpf/Cargo.toml";
+const FUZZ_MANIFEST: &str = "fuzz/Cargo.toml";
 
 pub(crate) fn run() -> Result<()> {
     // The format needs no toolchain; who only forgot to format hears of it at once.
     process::run(cargo().args(["fmt", "--all", "--check"]))?;
     process::run(cargo().args(["fmt", "--check", "--manifest-path", KERNEL_MANIFEST]))?;
+    process::run(cargo().args(["fmt", "--check", "--manifest-path", FUZZ_MANIFEST]))?;
     setup::toolchain()?;
     process::run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     let compiler = kernel::find_compiler().context("no compiler for the kernel programs: run `cargo xtask setup`")?;

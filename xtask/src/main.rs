@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod kernel;
 mod lint;
 mod process;
@@ -25,6 +26,9 @@ enum Verb {
     Lint,
     /// Run every test (needs root); with arguments only the whole-system tests, which get them: `test -- meter`.
     Test {
+        /// Then the properties of the core in a million random worlds, and every fuzz target for half a minute.
+        #[arg(long, conflicts_with = "args")]
+        long: bool,
         #[arg(last = true)]
         args: Vec<String>,
     },
@@ -46,7 +50,7 @@ fn run(verb: &Verb) -> Result<()> {
     match verb {
         Verb::Setup => setup::run(),
         Verb::Lint => lint::run(),
-        Verb::Test { args } => test::run(args),
+        Verb::Test { long, args } => test::run(*long, args),
         Verb::Demo { args } => demo::run(args),
         Verb::Bench { args } => bench::run(args),
     }
@@ -76,10 +80,11 @@ mod tests {
 
     #[test]
     fn a_filter_follows_two_dashes() {
-        let Verb::Test { args } = Verb::parse_from(["xtask", "test", "--", "meter", "--nocapture"]) else {
+        let Verb::Test { long: false, args } = Verb::parse_from(["xtask", "test", "--", "meter", "--nocapture"]) else {
             panic!("`test` was taken for another verb");
         };
         assert_eq!(args, ["meter", "--nocapture"]);
         assert!(Verb::try_parse_from(["xtask", "test", "meter"]).is_err());
+        assert!(Verb::try_parse_from(["xtask", "test", "--long", "--", "meter"]).is_err());
     }
 }

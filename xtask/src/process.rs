@@ -46,7 +46,7 @@ pub(crate) fn root() -> &'static Path {
 }
 
 /// Where cargo builds, for one who moved it elsewhere as well.
-fn target_dir() -> PathBuf {
+pub(crate) fn target_dir() -> PathBuf {
     let moved = env::var_os("CARGO_TARGET_DIR").and_then(|dir| std::path::absolute(dir).ok());
     moved.unwrap_or_else(|| root().join("target"))
 }

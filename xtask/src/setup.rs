@@ -1,10 +1,14 @@
 //! `cargo xtask setup`: fetches what is missing and nothing else; a second run finds everything there and says so.
 
 mod apt;
+mod crates;
+mod fuzzer;
 mod linker;
 mod recipe;
 mod toolchain;
 mod tools;
+
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
@@ -17,7 +21,7 @@ pub(crate) fn run() -> Result<()> {
 
 /// For the verbs that also start programs of the system.
 pub(crate) fn everything() -> Result<()> {
-    let mut missing = tools::ensure();
+    let mut missing = tools::ensure(&tools::SYSTEM);
     missing.extend(toolchain::ensure().err().map(|error| format!("{error:#}")));
     report(&missing)
 }
@@ -26,6 +30,12 @@ pub(crate) fn everything() -> Result<()> {
 pub(crate) fn toolchain() -> Result<()> {
     let missing = toolchain::ensure().err().map(|error| format!("{error:#}"));
     report(missing.as_slice())
+}
+
+/// For the fuzz targets: where cargo-fuzz is.
+pub(crate) fn fuzzer() -> Result<PathBuf> {
+    report(&tools::ensure(&tools::FUZZING))?;
+    fuzzer::ensure()
 }
 
 /// All that is missing at once, each with its remedy: nobody wants to learn of it one run at a time.

@@ -1,17 +1,31 @@
-//! `cargo xtask test`: every test of the workspace, the whole-system ones last and one at a time.
+//! `cargo xtask test`: every test of the workspace, the whole-system ones last and one at a time; `--long`: then the
+//! core's properties in many more worlds, and the fuzz targets.
 
 use anyhow::{Context as _, Result};
 
 use crate::{
+    fuzz::Fuzzer,
     process::{self, cargo, program, require_root, with_agent},
     setup,
 };
 
 const WHOLE_SYSTEM: &str = "guard-tests";
 
-pub(crate) fn run(args: &[String]) -> Result<()> {
+/// In how many random worlds the core's properties are tested.
+const CASES: &str = "EGRESS_GUARD_CASES";
+
+pub(crate) fn run(long: bool, args: &[String]) -> Result<()> {
     require_root("test")?;
     setup::everything()?;
+    // What is missing is said before anything takes its time.
+    let fuzzer = if long { Some(Fuzzer::get()?) } else { None };
+    ordinary(args)?;
+    let Some(fuzzer) = fuzzer else { return Ok(()) };
+    process::run(cargo().args(["test", "--release", "-p", "guard-core"]).env(CASES, "1000000"))?;
+    fuzzer.run()
+}
+
+fn ordinary(args: &[String]) -> Result<()> {
     build_agents()?;
     if args.is_empty() {
         process::run(cargo().args(["test", "--workspace", "--exclude", WHOLE_SYSTEM]))?;

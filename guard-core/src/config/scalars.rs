@@ -23,6 +23,10 @@ const LEAST_INTERVAL: Duration = Duration::from_millis(10);
 /// The least that may pass at once: a super-packet, which the kernel sees whole, would not fit into a smaller bucket.
 pub(super) const LEAST_BURST: u64 = 64 * 1024;
 
+/// The most bytes of a pattern, and the most braces that it opens: its compiler gives up, or panics, on far more.
+const LONGEST_PATTERN: usize = 4096;
+const MOST_BRACES: usize = 100;
+
 /// A section of which every key is commented out is null in YAML.
 pub(super) fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(yaml: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(yaml)?.unwrap_or_default())
@@ -101,8 +105,11 @@ impl<'de> Deserialize<'de> for Globs {
         struct Pattern(Glob);
         impl<'de> Deserialize<'de> for Pattern {
             fn deserialize<D: Deserializer<'de>>(yaml: D) -> Result<Self, D::Error> {
-                let parse = |text: &str| Glob::new(text).ok().filter(|_| !text.is_empty());
-                scalar(yaml, "a pattern like batch-*, load-[0-9] or {one,two}", parse).map(Self)
+                let expected = "a pattern like batch-*, load-[0-9] or {one,two}";
+                let text = text(yaml, expected)?;
+                compilable(&text).map_err(D::Error::custom)?;
+                let glob = Glob::new(&text).ok().filter(|_| !text.is_empty());
+                glob.map(Self).ok_or_else(|| D::Error::custom(format!("{text:?} is not {expected}")))
             }
         }
         let patterns = Vec::<Pattern>::deserialize(yaml)?;
@@ -111,6 +118,17 @@ impl<'de> Deserialize<'de> for Globs {
         }
         Ok(Self::new(patterns.into_iter().map(|Pattern(glob)| glob)))
     }
+}
+
+fn compilable(pattern: &str) -> Result<(), String> {
+    if pattern.len() <= LONGEST_PATTERN && pattern.matches('{').count() <= MOST_BRACES {
+        return Ok(());
+    }
+    let start: String = pattern.chars().take(20).collect();
+    Err(format!(
+        "the pattern that begins {start:?} has more than {LONGEST_PATTERN} bytes or {MOST_BRACES} braces: \
+         write several shorter ones"
+    ))
 }
 
 /// A duration of at least so many seconds.
@@ -227,6 +245,7 @@ pub fn extra_globs(patterns: &[String]) -> Result<GlobSet, globset::Error> {
 
 fn globs<'de, D: Deserializer<'de>>(yaml: D) -> Result<(GlobSet, Vec<String>), D::Error> {
     let patterns = Vec::<String>::deserialize(yaml)?;
+    patterns.iter().try_for_each(|pattern| compilable(pattern)).map_err(D::Error::custom)?;
     let set = extra_globs(&patterns).map_err(|error| D::Error::custom(format!("not a pattern: {error}")))?;
     Ok((set, patterns))
 }

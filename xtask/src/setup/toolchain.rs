@@ -47,10 +47,15 @@ pub(super) fn ensure() -> Result<()> {
              run `rustup toolchain install nightly --component rust-src`"
         );
     }
-    match env::var_os(CACHE).filter(|cache| !cache.is_empty()) {
-        Some(cache) => link_cached(&own, &recipe, Path::new(&cache)),
+    match cache() {
+        Some(cache) => link_cached(&own, &recipe, &cache),
         None => locked(&own, || if recipe.is_done(&own) { Ok(()) } else { build(&own, &recipe) }),
     }
+}
+
+/// The folder for what other checkouts may use as well, if there is one.
+pub(super) fn cache() -> Option<PathBuf> {
+    env::var_os(CACHE).filter(|cache| !cache.is_empty()).map(PathBuf::from)
 }
 
 /// To go with a compiler that is not ours; our own toolchain brings its linker along.
@@ -73,7 +78,7 @@ fn link_cached(own: &Path, recipe: &Recipe, cache: &Path) -> Result<()> {
 }
 
 /// Does something to `folder` while no other setup does.
-fn locked(folder: &Path, work: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(super) fn locked(folder: &Path, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let lock = folder.with_extension("lock");
     let parent = folder.parent().context("a toolchain lies in some folder")?;
     fs::create_dir_all(parent).with_context(|| format!("{} could not be made", parent.display()))?;

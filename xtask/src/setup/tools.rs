@@ -3,21 +3,24 @@
 use super::{apt, say};
 use crate::process::{is_installed, is_root};
 
-struct Tool {
+pub(super) struct Tool {
     program: &'static str,
     packages: &'static [&'static str],
 }
 
-const TOOLS: [Tool; 3] = [
+pub(super) const SYSTEM: [Tool; 3] = [
     // Without recommended packages gcc comes without the C library's headers and start files.
     Tool { program: "cc", packages: &["gcc", "libc6-dev"] },
     Tool { program: "ethtool", packages: &["ethtool"] },
     Tool { program: "ip", packages: &["iproute2"] },
 ];
 
+/// libFuzzer is C++.
+pub(super) const FUZZING: [Tool; 1] = [Tool { program: "c++", packages: &["g++"] }];
+
 /// Installs those that are missing if it may, and returns what is missing still, with its remedy.
-pub(super) fn ensure() -> Vec<String> {
-    TOOLS.iter().filter(|tool| !is_installed(tool.program)).filter_map(|tool| install(tool).err()).collect()
+pub(super) fn ensure(tools: &[Tool]) -> Vec<String> {
+    tools.iter().filter(|tool| !is_installed(tool.program)).filter_map(|tool| install(tool).err()).collect()
 }
 
 fn install(tool: &Tool) -> Result<(), String> {
