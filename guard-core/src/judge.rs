@@ -15,7 +15,7 @@ use crate::{
     detect::{self, Detector, Moved},
     policy::{Contain, Count, Mode, Policies, Policy, RateLimit, Subject},
     verdict::{self, Action, Contained, Container, Declined, Eviction, World},
-    watch::{self, Closed, Over, Watch},
+    watch::{self, Closed, Found, Over, Watch},
 };
 
 /// What the operator wants.
@@ -231,7 +231,7 @@ impl Judge {
         self.decide(now)
     }
 
-    /// The operator lets a container go. `false`: it is not known.
+    /// The operator lets a container go. `None`: it is not known.
     pub fn release(&mut self, now: u64, id: ContainerId) -> Option<Vec<Effect>> {
         self.containers.get_mut(&id)?.facts.released = Some(now);
         Some(self.decide(now))
@@ -275,7 +275,9 @@ impl Judge {
             let breached = self.watch.of(id).next().is_some();
             self.detector.sample(now, id, Moved { counted, nanos, breached, contained })
         });
-        let found: Vec<_> = found.collect();
+        // Most samples say nothing of most containers.
+        let telling = |found: &Found| found.quota.is_some() || found.baseline.is_some() || found.pressing;
+        let found: Vec<_> = found.filter(telling).collect();
         let changes = self.watch.sample(now, found);
         let closed = changes.closed.into_iter().map(Effect::Closed);
         let mut effects: Vec<Effect> = closed.chain(changes.opened.into_iter().map(Effect::Opened)).collect();
