@@ -3,12 +3,20 @@
 use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser, parser::ValueSource};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{FalseyValueParser, PossibleValuesParser, TypedValueParser as _},
+    parser::ValueSource,
+};
 use guard_agent::{
     agent, check_config, client, config,
-    core::{identity::Labels, policy::Subject},
+    core::{
+        identity::Labels,
+        policy::{Mode, Subject},
+    },
     kernel::{pins::Pins, probe},
     record,
+    simulate::{self, Simulated},
 };
 use tokio::{
     runtime::Runtime,
@@ -38,6 +46,8 @@ enum Command {
     List(List),
     /// Records the samples of a running agent, to try limits on them
     Record(Record),
+    /// Replays a trace: who would have crossed which limit, and what would have been done
+    Simulate(Simulate),
     /// Removes every pin: all meters and totals of a stopped agent
     Cleanup(Cleanup),
 }
@@ -103,6 +113,22 @@ struct Record {
     duration: Option<Duration>,
     #[command(flatten)]
     socket: Socket,
+}
+
+#[derive(Debug, Args)]
+struct Simulate {
+    /// A file that `record` made
+    #[arg(long, value_name = "FILE")]
+    trace: PathBuf,
+    /// Configuration file (YAML) with the limits to try
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// As if the file said this `mode`
+    #[arg(long, value_name = "MODE", value_parser = PossibleValuesParser::new(["observe", "contain", "evict"]).map(mode))]
+    mode: Option<Mode>,
+    /// Print JSON instead of a table
+    #[arg(long, env = "EGRESS_GUARD_JSON", value_parser = FalseyValueParser::new())]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -191,6 +217,20 @@ fn try_main() -> Result<()> {
             eprintln!("recorded {recorded} to {}", output.display());
             Ok(())
         }),
+        Command::Simulate(Simulate { trace, config: file, mode, json }) => {
+            let mut config = config::read(&file, true)?;
+            config.policies.mode = mode.unwrap_or(config.policies.mode);
+            let Simulated { report, notice } = simulate::run(&trace, &config)?;
+            if let Some(notice) = notice {
+                eprintln!("guard-agent: {notice}");
+            }
+            if json {
+                println!("{}", simulate::json(&report, &config));
+            } else {
+                print!("{}", simulate::text(&report, &config));
+            }
+            Ok(())
+        }
         Command::Cleanup(Cleanup { bpffs }) => {
             probe::privileges()?;
             let removed = match Pins::existing(&bpffs.bpffs)? {
@@ -201,6 +241,11 @@ fn try_main() -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// The mode of one of its names.
+fn mode(name: String) -> Mode {
+    [Mode::Contain, Mode::Evict].into_iter().find(|mode| mode.to_string() == name).unwrap_or_default()
 }
 
 /// Parses two texts and what separates them.
