@@ -340,9 +340,11 @@ impl Judge {
     }
 
     fn unlimited(&mut self, now: u64) -> Vec<Effect> {
-        let containers = &self.containers;
-        let policy = |id| containers.get(&id).and_then(|known: &Known| known.facts.policy.as_deref());
-        self.watch.reloaded(now, policy).into_iter().map(Effect::Closed).collect()
+        let limits = |known: &Known, limit| known.facts.policy.as_ref().is_some_and(|policy| policy.limits(limit));
+        // What an earlier agent left open of a container that this one has not seen yet stays so until it is settled.
+        let limited =
+            |breach: &Breach| self.containers.get(&breach.container).is_none_or(|known| limits(known, breach.limit));
+        self.watch.reloaded(now, limited).into_iter().map(Effect::Closed).collect()
     }
 
     fn decide(&mut self, now: u64) -> Vec<Effect> {
@@ -386,3 +388,7 @@ impl Judge {
         effects
     }
 }
+
+#[cfg(test)]
+#[path = "judge_tests.rs"]
+mod tests;
