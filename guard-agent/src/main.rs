@@ -1,6 +1,12 @@
 //! `guard-agent`: counts every container's traffic on a node, in the kernel, and shows it.
 
-use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use clap::{
@@ -124,7 +130,7 @@ struct Simulate {
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// As if the file said this `mode`
-    #[arg(long, value_name = "MODE", value_parser = PossibleValuesParser::new(["observe", "contain", "evict"]).map(mode))]
+    #[arg(long, value_name = "MODE", value_parser = PossibleValuesParser::new(["observe", "contain", "evict"]).map(|name| mode(&name)))]
     mode: Option<Mode>,
     /// Print JSON instead of a table
     #[arg(long, env = "EGRESS_GUARD_JSON", value_parser = FalseyValueParser::new())]
@@ -224,12 +230,13 @@ fn try_main() -> Result<()> {
             if let Some(notice) = notice {
                 eprintln!("guard-agent: {notice}");
             }
-            if json {
-                println!("{}", simulate::json(&report, &config));
-            } else {
-                print!("{}", simulate::text(&report, &config));
+            let said =
+                if json { format!("{}\n", simulate::json(&report, &config)) } else { simulate::text(&report, &config) };
+            match std::io::stdout().write_all(said.as_bytes()) {
+                // Whoever reads has seen enough: `head`, a pager.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+                written => written.context("cannot write to stdout"),
             }
-            Ok(())
         }
         Command::Cleanup(Cleanup { bpffs }) => {
             probe::privileges()?;
@@ -244,7 +251,7 @@ fn try_main() -> Result<()> {
 }
 
 /// The mode of one of its names.
-fn mode(name: String) -> Mode {
+fn mode(name: &str) -> Mode {
     [Mode::Contain, Mode::Evict].into_iter().find(|mode| mode.to_string() == name).unwrap_or_default()
 }
 

@@ -44,7 +44,7 @@ pub struct Simulated {
 pub fn run(trace: &Path, config: &Config) -> Result<Simulated> {
     let file = trace.display();
     let bytes = fs::read(trace)
-        .with_context(|| format!("cannot read the trace {file}: is it what `guard-agent record --output` made?"))?;
+        .with_context(|| format!("cannot read the trace {file} (`guard-agent record --output FILE` makes one)"))?;
     let mut reader = Reader::new(&bytes).with_context(|| file.to_string())?;
     let mut replay = Replay::new(reader.header(), Settings::from(config), config.kill_switch);
     let mut notice = None;
@@ -73,7 +73,7 @@ pub fn text(report: &Report, config: &Config) -> String {
         said.push('\n');
     };
     if let Some((first, last)) = report.span {
-        let length = humantime::format_duration(Duration::from_secs((last - first) / 1_000_000_000));
+        let length = humantime::format_duration(length(first, last));
         let (samples, containers) = (report.samples, report.containers.len());
         let (from, to) = (seconds(report, first), seconds(report, last));
         line(format_args!("{samples} samples of {containers} containers over {length}, {from} to {to}"));
@@ -129,16 +129,20 @@ fn breaches(report: &Report) -> Table {
     let header = ["OPENED", "CLOSED", "CONTAINER", "POLICY", "LIMIT", "FIGURE", "ALLOWED", "WOULD HAVE BEEN DONE"];
     let mut table = table(header, 5..7);
     for Breached { container, policy, breach, closed, deeds } in &report.breaches {
+        let after = |at: u64| match length(breach.since, at) {
+            Duration::ZERO => "at once".to_owned(),
+            length => format!("after {}", humantime::format_duration(length)),
+        };
         let closed = match closed {
-            Some((at, why)) => format!("{} {}", seconds(report, *at), closing(*why)),
+            Some((at, why)) => format!("{}: {}", after(*at), closing(*why)),
             None => "still open".to_owned(),
         };
         let deeds: Vec<String> =
-            deeds.iter().map(|(at, deed)| format!("{} {}", seconds(report, *at), words(report, deed))).collect();
+            deeds.iter().map(|(at, deed)| format!("{} {}", after(*at), words(*at, deed))).collect();
         table.add_row([
             seconds(report, breach.since),
             closed,
-            report.containers.get(*container).map(|container| name(&container.names)).unwrap_or_default(),
+            name(&report.containers[*container].names),
             policy.clone(),
             breach.limit.to_string(),
             measured(breach.limit, breach.figure),
@@ -227,12 +231,15 @@ fn measured(limit: Limit, figure: f64) -> String {
     format!("{}{unit}", bytes(figure))
 }
 
-fn words(report: &Report, deed: &Deed) -> String {
+fn words(at: u64, deed: &Deed) -> String {
     match deed {
-        Deed::Contained { how: Containment::Throttle(rate), until } => {
-            format!("throttled to {rate} until {}", seconds(report, *until))
+        Deed::Contained { how, until } => {
+            let how = match how {
+                Containment::Throttle(rate) => format!("throttled to {rate}"),
+                Containment::Block => "blocked".to_owned(),
+            };
+            format!("{how} for {}", humantime::format_duration(length(at, *until)))
         }
-        Deed::Contained { how: Containment::Block, until } => format!("blocked until {}", seconds(report, *until)),
         Deed::Released(why) => format!("released: {}", release(*why)),
         Deed::Evicted => "evicted".to_owned(),
         Deed::Declined { what, why } => format!("not {}: {}", done(*what), refusal(*why)),
@@ -274,6 +281,11 @@ const fn closing(why: Closing) -> &'static str {
         Closing::Unlimited => "no such limit any more",
         Closing::LetGo => "released",
     }
+}
+
+/// In whole seconds.
+const fn length(from: u64, to: u64) -> Duration {
+    Duration::from_secs(to.saturating_sub(from).saturating_add(500_000_000) / 1_000_000_000)
 }
 
 fn time(report: &Report, at: u64) -> Time {

@@ -66,11 +66,11 @@ fn who_when_which_limit_and_what_would_have_been_done() {
     assert_eq!(notice, None);
     let expected = [
         "OPENED CLOSED CONTAINER POLICY LIMIT FIGURE ALLOWED WOULD HAVE BEEN DONE",
-        "2026-01-02T03:04:07Z 2026-01-02T03:04:37Z released prod/loud/main rest rate 400.0 kB/s 100.0 kB/s \
-         2026-01-02T03:04:07Z throttled to 50KB/s until 2026-01-02T03:04:37Z",
-        "2026-01-02T03:04:37Z released: its time was over",
+        "2026-01-02T03:04:07Z after 30s: released prod/loud/main rest rate 400.0 kB/s 100.0 kB/s \
+         at once throttled to 50KB/s for 30s",
+        "after 30s released: its time was over",
         "2026-01-02T03:04:39Z still open prod/loud/main rest rate 400.0 kB/s 100.0 kB/s \
-         2026-01-02T03:04:39Z throttled to 50KB/s until 2026-01-02T03:05:09Z",
+         at once throttled to 50KB/s for 30s",
         "",
         "45 samples of 3 containers over 44s, 2026-01-02T03:04:06Z to 2026-01-02T03:04:50Z",
         "mode contain",
@@ -116,7 +116,9 @@ fn programs_get_the_same() {
             "opened": "2026-01-02T03:04:07.000Z",
             "closed": "2026-01-02T03:04:37.000Z",
             "closed_because": "released",
-            "container": {"namespace": "prod", "pod": "loud", "container": "main"},
+            "namespace": "prod",
+            "pod": "loud",
+            "container": "main",
             "policy": "rest",
             "limit": "rate",
             "figure": 400_000.0,

@@ -9,6 +9,7 @@ use crate::{
     core::{
         breach::Limit,
         budget::Alarm,
+        identity::Labels,
         policy::Containment,
         replay::{Breached, Container, Deed, Report},
         watch::Closing,
@@ -19,11 +20,14 @@ use crate::{
 pub fn json(report: &Report, config: &Config) -> Value {
     let breach = |breached: &Breached| {
         let Breached { container, policy, breach, closed, deeds } = breached;
+        let Labels { namespace, pod, container } = &report.containers[*container].names;
         json!({
             "opened": time(report, breach.since),
             "closed": closed.map(|(at, _)| time(report, at)),
             "closed_because": closed.map(|(_, why)| closing(why)),
-            "container": report.containers.get(*container).map(|container| &container.names),
+            "namespace": namespace,
+            "pod": pod,
+            "container": container,
             "policy": policy,
             "limit": breach.limit.name(),
             "figure": breach.figure,
@@ -48,9 +52,11 @@ pub fn json(report: &Report, config: &Config) -> Value {
 }
 
 fn container(container: &Container) -> Value {
-    let Container { names, policy, totals, unlearned } = container;
+    let Container { names: Labels { namespace, pod, container }, policy, totals, unlearned } = container;
     json!({
-        "container": names,
+        "namespace": namespace,
+        "pod": pod,
+        "container": container,
         "policy": policy.as_ref().map(|policy| &policy.name),
         "egress": {"cluster": totals.egress.bytes[0], "external": totals.egress.bytes[1]},
         "egress_dropped": totals.egress.dropped,
