@@ -17,6 +17,7 @@ pub mod node;
 pub mod orchestrator;
 pub mod record;
 pub mod reload;
+pub mod simulate;
 pub mod snapshot;
 pub mod state_file;
 pub mod trace_stream;

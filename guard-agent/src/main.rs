@@ -1,9 +1,16 @@
 //! `guard-agent`: counts every container's traffic on a node, in the kernel, and shows it.
 
-use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+mod cli;
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::FalseyValueParser, parser::ValueSource};
+use clap::{CommandFactory as _, FromArgMatches as _, parser::ValueSource};
 use guard_agent::{
     agent,
     breaches::Destination,
@@ -11,8 +18,8 @@ use guard_agent::{
     core::{identity::Labels, policy::Subject},
     kernel::{kill_switch::KillSwitch, pins::Pins, probe},
     kill_switch::verb,
-    orchestrator::Orchestrator,
     record,
+    simulate::{self, Simulated},
 };
 use tokio::{
     runtime::Runtime,
@@ -22,181 +29,12 @@ use tokio::{
 };
 use tracing_subscriber::EnvFilter;
 
+use cli::{
+    Bpffs, CheckConfig, Cleanup, Cli, Command, Destinations, List, LogFormat, Record, Release, Simulate, Switch,
+};
+
 /// How long the agent may take to end once it is asked to.
 const GOODBYE: Duration = Duration::from_millis(500);
-
-#[derive(Debug, Parser)]
-#[command(version, about = "Counts every container's traffic in the kernel, exactly, and shows it")]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Runs the agent on this node
-    Run(Run),
-    /// Validates a configuration file and shows which policy holds for whom
-    CheckConfig(CheckConfig),
-    /// Shows the containers of a running agent
-    List(List),
-    /// Shows where a container's bytes went in the last one to two minutes, by estimate
-    Destinations(Destinations),
-    /// Lets go of a container that is contained, and leaves it alone until its breach is over
-    Release(Release),
-    /// Records the samples of a running agent, to try limits on them
-    Record(Record),
-    /// Stops all containing and evicting on this node, whether an agent runs, hangs or is dead
-    #[command(subcommand)]
-    KillSwitch(Switch),
-    /// Removes every pin: all meters and totals of a stopped agent
-    Cleanup(Cleanup),
-}
-
-#[derive(Debug, Args)]
-struct Run {
-    /// Configuration file (YAML); the default need not be there
-    #[arg(long, env = "EGRESS_GUARD_CONFIG", value_name = "FILE", default_value = "/etc/egress-guard/config.yaml")]
-    config: PathBuf,
-    /// Root of the cgroup v2 hierarchy [default: as mounted]
-    #[arg(long, env = "EGRESS_GUARD_CGROUP_ROOT", value_name = "DIR")]
-    cgroup_root: Option<PathBuf>,
-    /// The pods' cgroup [default: kubepods, kubepods.slice or *-kubepods.slice, up to three levels deep]
-    #[arg(long, env = "EGRESS_GUARD_PODS_ROOT", value_name = "DIR")]
-    pods_root: Option<PathBuf>,
-    #[command(flatten)]
-    bpffs: Bpffs,
-    /// Address of /metrics, /healthz and /readyz
-    #[arg(long, env = "EGRESS_GUARD_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:9469")]
-    listen: SocketAddr,
-    #[command(flatten)]
-    socket: Socket,
-    /// Folder of the state file: what is normal, what quotas have used up, what was evicted
-    #[arg(long, env = "EGRESS_GUARD_STATE_DIR", value_name = "DIR", default_value = "/var/lib/egress-guard")]
-    state_dir: PathBuf,
-    /// Who starts an evicted container afresh: none (nothing is evicted), or local (whatever supervises it on this node)
-    #[arg(long, env = "EGRESS_GUARD_ORCHESTRATOR", value_name = "NAME", default_value = "none")]
-    orchestrator: Orchestrator,
-    /// Format of the log on stderr
-    #[arg(long, env = "EGRESS_GUARD_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
-    log_format: LogFormat,
-    /// Log the kernel programs' diagnostics too
-    #[arg(long, env = "EGRESS_GUARD_LOG_KERNEL", value_parser = FalseyValueParser::new())]
-    log_kernel: bool,
-}
-
-#[derive(Debug, Args)]
-struct CheckConfig {
-    /// Configuration file (YAML)
-    file: PathBuf,
-    /// Show which policy holds for this pod
-    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = pair('/', "a namespace and a name, like batch/load-7"))]
-    pod: Option<(String, String)>,
-    /// ... for this container of it, or outside Kubernetes for the one with this cgroup path
-    #[arg(long, value_name = "NAME")]
-    container: Option<String>,
-    /// ... with this label; may be there several times
-    #[arg(long = "label", value_name = "KEY=VALUE", requires = "pod",
-          value_parser = pair('=', "a label with its value, like app=loader"))]
-    labels: Vec<(String, String)>,
-}
-
-#[derive(Debug, Args)]
-struct List {
-    /// Print JSON instead of a table
-    #[arg(long, env = "EGRESS_GUARD_JSON", value_parser = FalseyValueParser::new())]
-    json: bool,
-    #[command(flatten)]
-    socket: Socket,
-}
-
-#[derive(Debug, Args)]
-struct Release {
-    /// The container: its id or the beginning of it, its name, NAMESPACE/POD/CONTAINER, or its cgroup's path
-    container: String,
-    #[command(flatten)]
-    socket: Socket,
-}
-
-#[derive(Debug, Args)]
-struct Destinations {
-    /// The container: its id or the beginning of it, its name, NAMESPACE/POD/CONTAINER, or its cgroup's path
-    container: String,
-    /// Print JSON instead of a table
-    #[arg(long, env = "EGRESS_GUARD_JSON", value_parser = FalseyValueParser::new())]
-    json: bool,
-    #[command(flatten)]
-    socket: Socket,
-}
-
-#[derive(Debug, Args)]
-struct Record {
-    /// The trace file; it must not be there yet
-    #[arg(long, value_name = "FILE")]
-    output: PathBuf,
-    /// How long, like 90s, 1h or 1d [default: until Ctrl-C]
-    #[arg(long, value_parser = humantime::parse_duration)]
-    duration: Option<Duration>,
-    #[command(flatten)]
-    socket: Socket,
-}
-
-#[derive(Debug, Subcommand)]
-enum Switch {
-    /// Engages it: every containment is lifted at once, nothing new is contained or evicted
-    On {
-        /// Why, for whoever asks for the status
-        #[arg(long, value_name = "TEXT")]
-        reason: Option<String>,
-        #[command(flatten)]
-        bpffs: Bpffs,
-        #[command(flatten)]
-        socket: Socket,
-    },
-    /// Releases it; fails if the configuration file or the cluster still engages it
-    Off {
-        #[command(flatten)]
-        bpffs: Bpffs,
-        #[command(flatten)]
-        socket: Socket,
-    },
-    /// Says whether it is engaged, by whom and since when
-    Status {
-        /// Print JSON instead
-        #[arg(long, env = "EGRESS_GUARD_JSON", value_parser = FalseyValueParser::new())]
-        json: bool,
-        #[command(flatten)]
-        bpffs: Bpffs,
-        #[command(flatten)]
-        socket: Socket,
-    },
-}
-
-#[derive(Debug, Args)]
-struct Cleanup {
-    #[command(flatten)]
-    bpffs: Bpffs,
-}
-
-#[derive(Debug, Args)]
-struct Bpffs {
-    /// Folder of the pins, in bpffs (mounted if it is not)
-    #[arg(long, env = "EGRESS_GUARD_BPFFS", value_name = "DIR", default_value = "/sys/fs/bpf/egress-guard")]
-    bpffs: PathBuf,
-}
-
-#[derive(Debug, Args)]
-struct Socket {
-    /// Unix socket for root, which tells of traffic in detail
-    #[arg(long, env = "EGRESS_GUARD_SOCKET", value_name = "PATH", default_value = "/run/egress-guard/agent.sock")]
-    socket: PathBuf,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
-}
 
 fn main() -> ExitCode {
     match try_main() {
@@ -210,12 +48,12 @@ fn main() -> ExitCode {
 }
 
 fn try_main() -> Result<()> {
-    let matches = <Cli as clap::CommandFactory>::command().get_matches();
+    let matches = Cli::command().get_matches();
     let asked = |id: &str| {
         let run = matches.subcommand_matches("run");
         run.and_then(|run| run.value_source(id)).is_some_and(|source| source != ValueSource::DefaultValue)
     };
-    let cli = <Cli as clap::FromArgMatches>::from_arg_matches(&matches)?;
+    let cli = Cli::from_arg_matches(&matches)?;
     match cli.command {
         Command::Run(run) => {
             start_log(run.log_format, run.log_kernel);
@@ -275,6 +113,7 @@ fn try_main() -> Result<()> {
             eprintln!("recorded {recorded} to {}", output.display());
             Ok(())
         }),
+        Command::Simulate(asked) => replay(asked),
         Command::KillSwitch(switch) => {
             probe::privileges()?;
             Runtime::new()?.block_on(async {
@@ -306,12 +145,18 @@ fn try_main() -> Result<()> {
     }
 }
 
-/// Parses two texts and what separates them.
-fn pair(separator: char, expected: &'static str) -> impl Fn(&str) -> Result<(String, String), String> + Clone {
-    move |text| {
-        let pair = text.split_once(separator).filter(|(first, _)| !first.is_empty());
-        let (first, second) = pair.ok_or_else(|| format!("expected {expected}"))?;
-        Ok((first.to_owned(), second.to_owned()))
+fn replay(Simulate { trace, config: file, mode, json }: Simulate) -> Result<()> {
+    let mut config = config::read(&file, true)?;
+    config.policies.mode = mode.unwrap_or(config.policies.mode);
+    let Simulated { report, notice } = simulate::run(&trace, &config)?;
+    if let Some(notice) = notice {
+        eprintln!("guard-agent: {notice}");
+    }
+    let said = if json { format!("{}\n", simulate::json(&report, &config)) } else { simulate::text(&report, &config) };
+    match std::io::stdout().write_all(said.as_bytes()) {
+        // Whoever reads has seen enough: `head`, a pager.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to stdout"),
     }
 }
 

@@ -32,9 +32,14 @@ impl Bucket {
 
     /// Takes bytes that were sent at `now`, nanoseconds of `CLOCK_BOOTTIME`.
     pub fn take(&mut self, now: u64, bytes: u64, limit: RateLimit) -> Taken {
+        self.take_evenly(now, now, bytes, limit)
+    }
+
+    /// Takes bytes that were sent evenly between `from` and `now`: the bucket fills while it is drawn from.
+    pub fn take_evenly(&mut self, from: u64, now: u64, bytes: u64, limit: RateLimit) -> Taken {
         let time = |bytes: u64| i128::from(bytes) * SECOND / i128::from(limit.rate.bytes_per_second());
-        let now = i128::from(now);
-        let tat = self.tat.max(now - time(limit.burst.bytes())).saturating_add(time(bytes));
+        let (from, now) = (i128::from(from), i128::from(now));
+        let tat = self.tat.max(from - time(limit.burst.bytes())).saturating_add(time(bytes));
         self.tat = tat.min(now);
         if tat > now { Taken::Over } else { Taken::Within }
     }
@@ -78,6 +83,19 @@ mod tests {
                 assert_eq!(taken, expected, "start {start}, second {second}, {bytes} bytes");
             }
         }
+    }
+
+    #[test]
+    fn what_is_sent_evenly_has_what_flows_in_meanwhile() {
+        const S: u64 = 1_000_000_000;
+        let limit = limit(1000, 10);
+        let mut bucket = Bucket::full();
+        // Far more than the burst, and yet never faster than the rate and what is left of the burst.
+        assert_eq!(bucket.take_evenly(0, 5 * S, 5010, limit), Taken::Within);
+        assert_eq!(bucket.take_evenly(5 * S, 6 * S, 1001, limit), Taken::Over);
+        // A rest does not fill it beyond the burst.
+        assert_eq!(bucket.take_evenly(60 * S, 61 * S, 1010, limit), Taken::Within);
+        assert_eq!(bucket.take_evenly(100 * S, 101 * S, 1011, limit), Taken::Over);
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! What samples say of quotas and baselines: the same for a running agent and for the replay of a trace.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use guard_common::{Class, Tally, Totals};
 use serde::{Deserialize, Serialize};
@@ -13,7 +16,8 @@ use crate::{
     watch::{Found, Over},
 };
 
-/// Of how many workloads the normal is remembered; beyond that, that of the one not seen for longest is forgotten.
+/// Of how many workloads the normal is remembered; beyond that, of those without a container the one that was not seen
+/// for longest is forgotten.
 const WORKLOADS: usize = 4096;
 
 /// What a container did since the last sample.
@@ -31,8 +35,9 @@ pub struct Moved {
 
 #[derive(Clone, Debug)]
 struct Container {
-    workload: Arc<str>,
     policy: Arc<Policy>,
+    /// Where its workload is in `normals`, if it has a baseline.
+    normal: Option<usize>,
     quota: Option<Window>,
     streak: Streak,
     allowed: Option<f64>,
@@ -48,7 +53,9 @@ struct Normal {
 #[derive(Clone, Debug, Default)]
 pub struct Detector {
     containers: BTreeMap<ContainerId, Container>,
-    normals: BTreeMap<Arc<str>, Normal>,
+    normals: Vec<Normal>,
+    /// Where each workload is in `normals`: looked up once for each container, not with each sample.
+    places: BTreeMap<Arc<str>, usize>,
     /// Of containers that an earlier agent knew and this one has not seen yet.
     kept: BTreeMap<ContainerId, Window>,
 }
@@ -62,13 +69,13 @@ pub struct Saved {
     baselines: BTreeMap<String, Baseline>,
 }
 
-impl Policy {
-    /// The bytes that its limits are about.
+impl Count {
+    /// The bytes that limits are about.
     #[must_use]
-    pub const fn counted(&self, tally: &Tally) -> u64 {
-        match self.count {
-            Count::External => tally.bytes[Class::External as usize],
-            Count::All => tally.bytes[Class::Cluster as usize].saturating_add(tally.bytes[Class::External as usize]),
+    pub const fn of(self, tally: &Tally) -> u64 {
+        match self {
+            Self::External => tally.bytes[Class::External as usize],
+            Self::All => tally.bytes[Class::Cluster as usize].saturating_add(tally.bytes[Class::External as usize]),
         }
     }
 }
@@ -85,8 +92,34 @@ impl Detector {
             window.set(quota, now);
             window
         });
-        let (workload, policy) = (Arc::clone(workload), Arc::clone(policy));
-        self.containers.insert(id, Container { workload, policy, quota, streak, allowed: None });
+        let normal = policy.egress.baseline.is_some().then(|| self.place(now, workload));
+        self.containers.insert(id, Container { policy: Arc::clone(policy), normal, quota, streak, allowed: None });
+    }
+
+    /// Where a workload's normal is, from now on if it is new.
+    fn place(&mut self, now: u64, workload: &Arc<str>) -> usize {
+        if let Some(&place) = self.places.get(workload) {
+            return place;
+        }
+        let fresh = Normal { seen: now, ..Normal::default() };
+        let place = self.forget().unwrap_or(self.normals.len());
+        match self.normals.get_mut(place) {
+            Some(forgotten) => *forgotten = fresh,
+            None => self.normals.push(fresh),
+        }
+        self.places.insert(Arc::clone(workload), place);
+        place
+    }
+
+    /// Makes room among too many workloads. Returns whose place is free now.
+    fn forget(&mut self) -> Option<usize> {
+        if self.places.len() < WORKLOADS {
+            return None;
+        }
+        let used: BTreeSet<usize> = self.containers.values().filter_map(|container| container.normal).collect();
+        let idle = self.places.iter().filter(|(_, place)| !used.contains(place));
+        let oldest = idle.min_by_key(|(_, place)| self.normals[**place].seen).map(|(workload, _)| Arc::clone(workload));
+        self.places.remove(&oldest?)
     }
 
     /// A container is gone. What is normal for its workload is remembered.
@@ -96,17 +129,17 @@ impl Detector {
 
     /// Takes a sample of one container. `None`: no policy holds for it.
     pub fn sample(&mut self, now: u64, id: ContainerId, moved: Moved) -> Option<Found> {
-        let Container { workload, policy, quota, streak, allowed } = self.containers.get_mut(&id)?;
+        let Container { policy, normal, quota, streak, allowed } = self.containers.get_mut(&id)?;
         let Moved { counted, nanos, breached, contained } = moved;
-        let bytes = policy.counted(&counted.egress);
+        let bytes = policy.count.of(&counted.egress);
         let quota = quota.as_mut().and_then(|window| {
             window.add(now, bytes);
             let Quota { bytes: most, per: _ } = window.quota();
             let over = Over { figure: window.sum(now) as f64, allowed: most.bytes() as f64 };
             window.over(now).then_some(over)
         });
-        let baseline = policy.egress.baseline.as_ref().filter(|_| nanos > 0).and_then(|limit| {
-            let normal = self.normals.entry(Arc::clone(workload)).or_default();
+        let normal = normal.and_then(|place| self.normals.get_mut(place));
+        let baseline = policy.egress.baseline.as_ref().zip(normal).filter(|_| nanos > 0).and_then(|(limit, normal)| {
             normal.seen = now;
             let rate = bytes as f64 * 1e9 / nanos as f64;
             // What a containment lets through is not normal.
@@ -114,11 +147,6 @@ impl Detector {
             *allowed = reading.allowed;
             reading.allowed.filter(|_| reading.over).map(|allowed| Over { figure: rate, allowed })
         });
-        if self.normals.len() > WORKLOADS {
-            let oldest =
-                self.normals.iter().min_by_key(|(_, normal)| normal.seen).map(|(workload, _)| Arc::clone(workload));
-            oldest.and_then(|oldest| self.normals.remove(&oldest));
-        }
         Some(Found {
             container: id,
             quota,
@@ -138,9 +166,10 @@ impl Detector {
     pub fn save(&self) -> Saved {
         let counted = |(id, container): (&ContainerId, &Container)| Some((id.0, container.quota.clone()?));
         let kept = self.kept.iter().map(|(id, window)| (id.0, window.clone()));
+        let known = |(name, place): (&Arc<str>, &usize)| (name.to_string(), self.normals[*place].baseline.clone());
         Saved {
             quotas: self.containers.iter().filter_map(counted).chain(kept).collect(),
-            baselines: self.normals.iter().map(|(name, normal)| (name.to_string(), normal.baseline.clone())).collect(),
+            baselines: self.places.iter().map(known).collect(),
         }
     }
 
@@ -149,10 +178,11 @@ impl Detector {
     pub fn restore(saved: Saved, same_boot: bool) -> Self {
         let Saved { quotas, baselines } = saved;
         let quotas = quotas.into_iter().filter(|_| same_boot);
-        let normal = |(name, baseline): (String, Baseline)| (name.into(), Normal { baseline, seen: 0 });
+        let places = baselines.keys().enumerate().map(|(place, name)| (name.as_str().into(), place)).collect();
         Self {
             containers: BTreeMap::new(),
-            normals: baselines.into_iter().map(normal).collect(),
+            places,
+            normals: baselines.into_values().map(|baseline| Normal { baseline, seen: 0 }).collect(),
             kept: quotas.map(|(id, window)| (ContainerId(id), window)).collect(),
         }
     }

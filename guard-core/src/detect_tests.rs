@@ -112,8 +112,12 @@ fn the_normal_of_so_many_workloads_is_kept_and_no_more() {
         let id = ContainerId(index);
         detector.assign(index, id, &format!("{index}").into(), Some(&policy));
         detector.sample(index, id, moved(0, 1, 0, false));
+        if index != 1 {
+            detector.gone(id);
+        }
     }
     let kept = detector.save().baselines;
     assert_eq!(kept.len(), WORKLOADS);
-    assert!(!kept.contains_key("2") && kept.contains_key("3"), "the oldest are forgotten");
+    assert!(kept.contains_key("1"), "it still has a container");
+    assert!(!kept.contains_key("3") && kept.contains_key("4"), "the oldest are forgotten");
 }

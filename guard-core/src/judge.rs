@@ -15,7 +15,7 @@ use crate::{
     detect::{self, Detector, Moved},
     policy::{Contain, Count, Mode, Policies, Policy, RateLimit, Subject},
     verdict::{self, Action, Contained, Container, Declined, Eviction, World},
-    watch::{self, Closed, Over, Watch},
+    watch::{self, Closed, Found, Over, Watch},
 };
 
 /// What the operator wants.
@@ -235,7 +235,7 @@ impl Judge {
         self.decide(now)
     }
 
-    /// The operator lets a container go. `false`: it is not known.
+    /// The operator lets a container go. `None`: it is not known.
     pub fn release(&mut self, now: u64, id: ContainerId) -> Option<Vec<Effect>> {
         self.containers.get_mut(&id)?.facts.released = Some(now);
         Some(self.decide(now))
@@ -286,7 +286,9 @@ impl Judge {
             let breached = self.watch.of(id).next().is_some();
             self.detector.sample(now, id, Moved { counted, nanos, breached, contained })
         });
-        let found: Vec<_> = found.collect();
+        // Most samples say nothing of most containers.
+        let telling = |found: &Found| found.quota.is_some() || found.baseline.is_some() || found.pressing;
+        let found: Vec<_> = found.filter(telling).collect();
         let changes = self.watch.sample(now, found);
         let closed = changes.closed.into_iter().map(Effect::Closed);
         let mut effects: Vec<Effect> = closed.chain(changes.opened.into_iter().map(Effect::Opened)).collect();
@@ -349,9 +351,11 @@ impl Judge {
     }
 
     fn unlimited(&mut self, now: u64) -> Vec<Effect> {
-        let containers = &self.containers;
-        let policy = |id| containers.get(&id).and_then(|known: &Known| known.facts.policy.as_deref());
-        self.watch.reloaded(now, policy).into_iter().map(Effect::Closed).collect()
+        let limits = |known: &Known, limit| known.facts.policy.as_ref().is_some_and(|policy| policy.limits(limit));
+        // What an earlier agent left open of a container that this one has not seen yet stays so until it is settled.
+        let limited =
+            |breach: &Breach| self.containers.get(&breach.container).is_none_or(|known| limits(known, breach.limit));
+        self.watch.reloaded(now, limited).into_iter().map(Effect::Closed).collect()
     }
 
     fn decide(&mut self, now: u64) -> Vec<Effect> {
@@ -395,3 +399,7 @@ impl Judge {
         effects
     }
 }
+
+#[cfg(test)]
+#[path = "judge_tests.rs"]
+mod tests;

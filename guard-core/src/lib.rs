@@ -15,6 +15,7 @@ pub mod judge;
 pub mod ledger;
 pub mod policy;
 pub mod quota;
+pub mod replay;
 pub mod state;
 pub mod trace;
 pub mod units;

@@ -192,11 +192,9 @@ impl Watch {
         })
     }
 
-    /// Policies changed, or which of them holds for whom.
-    pub fn reloaded<'a>(&mut self, now: u64, policy: impl Fn(ContainerId) -> Option<&'a Policy>) -> Vec<Closed> {
-        self.close(now, Closing::Unlimited, |open| {
-            !policy(open.breach.container).is_some_and(|policy| policy.limits(open.breach.limit))
-        })
+    /// Policies changed, or which of them holds for whom. `limited`: whether there still is the limit of a breach.
+    pub fn reloaded(&mut self, now: u64, limited: impl Fn(&Breach) -> bool) -> Vec<Closed> {
+        self.close(now, Closing::Unlimited, |open| !limited(&open.breach))
     }
 
     /// A container's open breaches, in the order of their limits.

@@ -122,8 +122,8 @@ fn what_ends_ends_at_once_and_for_that_container_only() {
         ("gone", &|watch| watch.gone(S, A), Closing::Gone, &Limit::ALL),
         ("let go", &|watch| watch.let_go(S, A, None), Closing::LetGo, &Limit::ALL[..3]),
         ("released, and nothing since", &|watch| watch.let_go(S, A, Some(0)), Closing::LetGo, &[]),
-        ("no policy", &|watch| watch.reloaded(S, |id| (id == B).then_some(&policy)), Closing::Unlimited, &Limit::ALL),
-        ("a rate only", &|watch| watch.reloaded(S, |_| Some(&policy)), Closing::Unlimited, &rest),
+        ("no policy", &|watch| watch.reloaded(S, |breach| breach.container == B), Closing::Unlimited, &Limit::ALL),
+        ("a rate only", &|watch| watch.reloaded(S, |breach| policy.limits(breach.limit)), Closing::Unlimited, &rest),
     ];
     for (name, end, why, limits) in cases {
         let mut watch = Watch::default();

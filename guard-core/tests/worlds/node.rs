@@ -3,7 +3,7 @@
 use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
 use guard_core::{
-    breach::{ContainerId, Limit},
+    breach::{Breach, ContainerId, Limit},
     budget::{Allowance, Budgets},
     policy::{
         BaselineLimit, Budget, Contain, Containment, Count, EgressLimits, Evict, Matcher, Mode, OnBreach, Policy,
@@ -170,7 +170,8 @@ impl Node {
 
     fn reload(&mut self) {
         let policy_of = |id| self.containers.iter().find(|c| c.id == id).and_then(|c| c.policy.as_deref());
-        let closed = self.watch.reloaded(self.now, policy_of);
+        let limited = |breach: &Breach| policy_of(breach.container).is_some_and(|policy| policy.limits(breach.limit));
+        let closed = self.watch.reloaded(self.now, limited);
         self.judge.closed(&closed);
     }
 
