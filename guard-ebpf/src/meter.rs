@@ -51,6 +51,7 @@ pub fn count(ctx: &SkBuffContext, direction: Direction, slot: impl FnOnce() -> u
     // In this order: the class is a constant to the verifier, which would go through all behind it once for each.
     let (bytes, packets) = packet::wire(skb, direction);
     let class = packet::class(skb, direction) as usize;
+    let dropped = parameter!(DROPPED_MARK) as u32;
     // SAFETY: the map's values of this slot and CPU, not null.
     unsafe {
         let lane: *mut Lane = match direction {
@@ -69,9 +70,9 @@ pub fn count(ctx: &SkBuffContext, direction: Direction, slot: impl FnOnce() -> u
                 Handover { slot, class: class as u32, bytes: bytes as u32, packets: packets as u32 }
                     .write(skb.cast_mut());
                 // It does not come back, but for a place that is empty.
-                let _empty = police.tail_call(ctx, 0);
+                police.tail_call(ctx, 0);
             }
-        } else if matches!(direction, Direction::Egress) && (*skb).mark == parameter!(DROPPED_MARK) as u32 {
+        } else if matches!(direction, Direction::Egress) && (*skb).mark == dropped {
             return PASS;
         }
         charge(lane, class, bytes, packets);

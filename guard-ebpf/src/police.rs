@@ -105,11 +105,12 @@ impl Case {
     /// Counts the packet as dropped.
     #[inline(always)]
     fn drop(&self, verdict: i32) -> i32 {
+        let mark = parameter!(DROPPED_MARK) as u32;
         // SAFETY: the map's value; the context of a cgroup_skb program.
         unsafe {
             add(&raw mut (*self.lane).tally.dropped, self.bytes);
             // The node's program runs too, and must not count it.
-            (*self.skb.cast_mut()).mark = parameter!(DROPPED_MARK) as u32;
+            (*self.skb.cast_mut()).mark = mark;
         }
         verdict
     }
@@ -170,7 +171,12 @@ pub fn ingress(ctx: &SkBuffContext) -> i32 {
         if credit.empty {
             bucket.tell(&case, event_kind::INGRESS);
         }
-        credit.give(&case, Direction::Ingress);
+        // Where it comes from matters to a breach only: a busy server's clients would crowd out what matters.
+        if load(&raw const (*control).ingress.rate) == 0 {
+            add((&raw mut (*case.lane).mark).cast::<u64>().add(case.class), credit.bytes);
+        } else {
+            credit.give(&case, Direction::Ingress);
+        }
     }
     case.pass()
 }
@@ -326,11 +332,11 @@ impl Credit {
             destination.owner = load(&raw const (*control).owner);
             destination.epoch = (now >> EVIDENCE_EPOCH) as u32;
             destination.class = class as u8 | if matches!(direction, Direction::Ingress) { INGRESS } else { 0 };
-            if let Some(bytes) = EVIDENCE.get_ptr_mut(&destination) {
+            if let Some(bytes) = EVIDENCE.get_ptr_mut(destination) {
                 add(bytes, self.bytes);
             } else {
                 // Two CPUs at once: the sample of one is lost.
-                let _full = EVIDENCE.insert(&destination, &self.bytes, 0);
+                let _full = EVIDENCE.insert(destination, self.bytes, 0);
             }
         }
     }
