@@ -44,6 +44,9 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// The time between two looks at the kill switch. What is contained is let go by the programs themselves, at once.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// The time between two renewals of the containments in force, whatever the interval of samples.
+const RENEW: Duration = Duration::from_secs(1);
+
 /// The time between two writes of the state file.
 const KEEP: Duration = Duration::from_mins(1);
 
@@ -236,12 +239,14 @@ impl Life {
         };
         let (mut sample, mut walk) = (every(self.config.sample.interval), every(WALK));
         let (mut settle, mut look, mut keep) = (every(SETTLE), every(LOOK), every(KEEP));
+        let mut renew = every(RENEW);
         loop {
             let Self { guard, reload, .. } = self;
             tokio::select! {
                 biased;
                 happened = events.next() => happened.into_iter().try_for_each(|event| guard.on_event(event))?,
                 _ = look.tick() => guard.look_at_kill_switch(),
+                _ = renew.tick() => guard.renew(),
                 Some(command) = asked.recv() => guard.command(command),
                 Some((target, outcome)) = struck.recv() => guard.evicted(&target, &outcome),
                 _ = sample.tick() => guard.sample()?,

@@ -39,7 +39,8 @@ impl Guard {
         let names = owner.labels.clone();
         let workload = format!("{}/{}/{}", names.namespace, names.pod, names.container).into();
         let mut effects = self.judge.appeared(now, id, Subject { names, ..Subject::default() }, workload);
-        if adopted {
+        // An agent that died before it said whose the slot is has left another's orders there.
+        if adopted && self.kernel.controls.owner(slot) == owner.cgroup_id {
             let contained = self.kernel.controls.report(slot).contained.map(orders::told);
             effects.extend(self.judge.contained(now, id, contained));
             self.kernel.controls.order(slot, self.orders_of(id));
@@ -155,7 +156,7 @@ impl Guard {
     }
 
     /// Renews the containments in force: they last to their end as long as there is an agent.
-    pub(super) fn renew(&self) {
+    pub fn renew(&self) {
         for (slot, meter) in &self.meters {
             if let Some(contained) = self.judge.contained_now(ContainerId(meter.cgroup_id)) {
                 self.kernel.controls.renew(*slot, self.renewed(contained));

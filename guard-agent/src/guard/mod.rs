@@ -170,6 +170,7 @@ impl Guard {
         let effects = self.judge.settled(clock::boottime());
         self.carry_out(effects);
         self.order_all();
+        self.renew();
     }
 
     /// Another configuration holds, but for what takes a restart.

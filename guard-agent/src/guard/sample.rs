@@ -53,7 +53,6 @@ impl Guard {
         let effects = self.judge.sample(now, nanos, moved);
         self.carry_out(effects);
         self.order_all();
-        self.renew();
     }
 
     /// Takes over what somebody did to the kill switch.

@@ -83,12 +83,16 @@ impl Controls {
     }
 
     /// A new limit is a full bucket, and no CPU may use up what it got under the old one.
-    fn renew_limits(&self, slot: Slot, orders: Orders) {
-        self.limit(slot, offset_of!(Control, egress), orders.egress);
-        self.limit(slot, offset_of!(Control, ingress), orders.ingress);
+    fn limit_egress(&self, slot: Slot, limit: Limit) {
+        self.limit(slot, offset_of!(Control, egress), limit);
         self.set(slot, offset_of!(Control, egress_state.spent), 0);
-        self.set(slot, offset_of!(Control, ingress_state.spent), 0);
         self.word(slot, offset_of!(Control, gate)).fetch_add(1, SeqCst);
+    }
+
+    /// A new limit is a full bucket. What was received before it came is not watched so closely.
+    fn limit_ingress(&self, slot: Slot, limit: Limit) {
+        self.limit(slot, offset_of!(Control, ingress), limit);
+        self.set(slot, offset_of!(Control, ingress_state.spent), 0);
     }
 
     /// The slot has a new owner: nothing of the last one's holds for it.
@@ -104,15 +108,25 @@ impl Controls {
             self.set(slot, offset, 0);
         }
         self.set(slot, offset_of!(Control, owner), owner);
-        self.renew_limits(slot, orders);
+        self.limit_egress(slot, orders.egress);
+        self.limit_ingress(slot, orders.ingress);
         self.on_breach(slot, orders.on_breach);
     }
 
     /// The slot's owner gets orders. Those that are as they were touch nothing, whoever gave them.
     pub fn order(&self, slot: Slot, orders: Orders) {
         let before = self.orders(slot);
-        if (before.egress, before.ingress) != (orders.egress, orders.ingress) {
-            self.renew_limits(slot, orders);
+        // How much credit a CPU takes at once is not what the limit is.
+        let differs = |before: Limit, limit: Limit| Limit { quantum: limit.quantum, ..before } != limit;
+        if differs(before.egress, orders.egress) {
+            self.limit_egress(slot, orders.egress);
+        } else {
+            self.set(slot, offset_of!(Control, egress.quantum), orders.egress.quantum);
+        }
+        if differs(before.ingress, orders.ingress) {
+            self.limit_ingress(slot, orders.ingress);
+        } else {
+            self.set(slot, offset_of!(Control, ingress.quantum), orders.ingress.quantum);
         }
         if before.on_breach != orders.on_breach {
             self.on_breach(slot, orders.on_breach);
@@ -136,11 +150,6 @@ impl Controls {
                 since: 0,
             },
         }
-    }
-
-    /// Sets how much credit a CPU takes at once. The credit that is out stays so.
-    pub fn set_quantum(&self, slot: Slot, quantum: u64) {
-        self.set(slot, offset_of!(Control, egress.quantum), quantum);
     }
 
     /// The slot's owner, by its cgroup id.
