@@ -183,7 +183,7 @@ fn the_pods_root_may_come_late_go_and_come_again() -> Result<()> {
 fn the_environment_stands_for_the_flags() -> Result<()> {
     let mut world = World::new(CONFIG)?;
     world.agent.take().context("the agent runs")?.signal(libc::SIGTERM)?;
-    let flags = ["--pods-root", "--bpffs", "--listen", "--socket", "--config"];
+    let flags = ["--pods-root", "--bpffs", "--listen", "--socket", "--state-dir", "--config"];
     let arguments = std::mem::take(&mut world.setup.arguments);
     world.setup.arguments.push(arguments[0].clone());
     for pair in arguments[1..].chunks(2) {
@@ -248,7 +248,7 @@ fn a_stop_is_quick_and_leaves_the_pins_and_cleanup_removes_them() -> Result<()> 
     let done = cleanup()?;
     ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     // Two maps, and two links of the node and the container each.
-    ensure!(String::from_utf8_lossy(&done.stdout).starts_with("removed 6 pins"), "{done:?}");
+    ensure!(String::from_utf8_lossy(&done.stdout).starts_with("removed 10 pins"), "{done:?}");
     ensure!(!world.setup.bpffs.exists(), "the folder is still there");
     Ok(())
 }
@@ -281,7 +281,7 @@ fn pins_of_another_layout_or_size_are_replaced_with_one_line() -> Result<()> {
         world.send(&container, 100, 10)?;
         world.agent.take().context("the agent runs")?.signal(libc::SIGTERM)?;
         if change == "layout" {
-            fs::rename(world.setup.bpffs.join("v1"), world.setup.bpffs.join("v0"))?;
+            fs::rename(world.setup.bpffs.join("v2"), world.setup.bpffs.join("v0"))?;
         } else {
             world.setup.configure(&format!("{CONFIG}meters: {{max: 7}}\n"))?;
         }
