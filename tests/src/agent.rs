@@ -279,12 +279,17 @@ impl Agent {
 
     /// The breaches that the socket tells of, the newest first.
     pub fn breaches(&self) -> Result<Vec<serde_json::Value>> {
+        Ok(serde_json::from_str(&self.ask("/breaches")?)?)
+    }
+
+    /// `GET`s a path of the socket.
+    pub fn ask(&self, path: &str) -> Result<String> {
         let mut socket = UnixStream::connect(&self.socket)?;
-        socket.write_all(b"GET /breaches HTTP/1.1\r\nHost: agent\r\n\r\n")?;
+        write!(socket, "GET {path} HTTP/1.1\r\nHost: agent\r\n\r\n")?;
         let mut answer = String::new();
         socket.read_to_string(&mut answer)?;
         let body = answer.strip_prefix("HTTP/1.1 200 OK\r\n").and_then(|answer| answer.split_once("\r\n\r\n"));
-        Ok(serde_json::from_str(body.with_context(|| format!("the socket answers {answer}"))?.1)?)
+        Ok(body.with_context(|| format!("the socket answers {answer}"))?.1.to_owned())
     }
 
     /// Waits until a container has its meter.
