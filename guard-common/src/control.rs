@@ -41,7 +41,8 @@ pub struct Containment {
     pub rate: u64,
     /// `CLOCK_BOOTTIME` in nanoseconds when it lapses by itself. Of [`Control::on_breach`]: after how many nanoseconds.
     pub until: u64,
-    /// `CLOCK_BOOTTIME` in nanoseconds since when. Of [`Control::on_breach`]: unused.
+    /// `CLOCK_BOOTTIME` in nanoseconds since when. Of [`Control::on_breach`]: until when the programs may use it, which
+    /// the agent renews too.
     pub since: u64,
 }
 

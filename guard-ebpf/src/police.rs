@@ -232,7 +232,7 @@ unsafe fn contain(case: &Case, gate: u64) -> bool {
     unsafe {
         let ready: *const Containment = &raw const (*control).on_breach;
         let kind = load(&raw const (*ready).kind);
-        if kind == containment_kind::NONE {
+        if kind == containment_kind::NONE || now >= load(&raw const (*ready).since) {
             return false;
         }
         let force: *mut Containment = &raw mut (*control).containment;

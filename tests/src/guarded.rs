@@ -60,6 +60,7 @@ impl Guarded {
         let parameters = Parameters::new(&["10.0.0.0/8".parse()?]).with_dropped_mark(controls.dropped_mark());
         programs.load_police(&parameters)?;
         controls.assign(SLOT, container.cgroup_id()?, orders);
+        controls.arm(SLOT, u64::MAX);
         let cgroup = File::open(&container.path)?;
         let [egress, ingress] = Hook::ALL.map(|hook| -> Result<OwnedFd> {
             let program = programs.load_program(hook.program(), &parameters.clone().with_slot(SLOT.0), hook)?;
@@ -72,6 +73,11 @@ impl Guarded {
     /// Gives other orders.
     pub fn order(&self, orders: Orders) {
         self.controls.order(SLOT, orders);
+    }
+
+    /// Until when the programs may contain by themselves.
+    pub fn arm(&self, until: u64) {
+        self.controls.arm(SLOT, until);
     }
 
     /// Puts a containment in force.

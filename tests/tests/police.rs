@@ -182,6 +182,19 @@ fn a_containment_that_nobody_renews_lapses_by_itself() -> Result<()> {
 }
 
 #[test]
+fn without_an_agent_nothing_new_is_contained() -> Result<()> {
+    let guarded = Guarded::new(small(100_000, 64 << 10, 1000))?;
+    let _sink = sink(&guarded, EXTERNAL_V4)?;
+    guarded.arm(clock::boottime());
+    let send = format!("udp-send --to {EXTERNAL_V4}:9100 --sizes 500 --count 1000");
+    Traffic::run(&guarded.wires.node, Some(&guarded.container), &send)?;
+    let report = guarded.report();
+    ensure!(report.egress_empty > 0 && report.contained.is_none(), "{report:?}");
+    ensure!(guarded.counters()?.egress.bytes[1] == 1000 * (500 + HEADERS), "{:?}", guarded.counters()?);
+    Ok(())
+}
+
+#[test]
 fn the_kill_switch_lifts_every_containment_within_100_ms_without_an_agent() -> Result<()> {
     let guarded = Guarded::new(small(100_000, 64 << 10, 1000))?;
     let _sink = sink(&guarded, EXTERNAL_V4)?;

@@ -47,6 +47,7 @@ impl Guard {
         } else {
             self.kernel.controls.assign(slot, owner.cgroup_id, self.orders_of(id));
         }
+        self.kernel.controls.arm(slot, self.lapse());
         self.carry_out(effects);
     }
 
@@ -155,9 +156,10 @@ impl Guard {
         self.kernel.controls.release(slot);
     }
 
-    /// Renews the containments in force: they last to their end as long as there is an agent.
+    /// Renews what lasts only as long as there is an agent: containments in force, and the leave to begin one.
     pub fn renew(&self) {
         for (slot, meter) in &self.meters {
+            self.kernel.controls.arm(*slot, self.lapse());
             if let Some(contained) = self.judge.contained_now(ContainerId(meter.cgroup_id)) {
                 self.kernel.controls.renew(*slot, self.renewed(contained));
             }
@@ -165,8 +167,12 @@ impl Guard {
     }
 
     fn renewed(&self, contained: Contained) -> u64 {
-        let lapse = clock::boottime() + LAPSE.as_nanos() as u64;
-        if self.outlive_agent { contained.until } else { contained.until.min(lapse) }
+        contained.until.min(self.lapse())
+    }
+
+    /// Until when things last that nobody renews.
+    fn lapse(&self) -> u64 {
+        if self.outlive_agent { u64::MAX } else { clock::boottime() + LAPSE.as_nanos() as u64 }
     }
 
     pub(super) fn slot_of(&self, id: ContainerId) -> Option<Slot> {

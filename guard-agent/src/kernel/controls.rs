@@ -180,6 +180,11 @@ impl Controls {
         self.set(slot, offset_of!(Control, containment.until), until);
     }
 
+    /// Lets the programs contain by themselves until then.
+    pub fn arm(&self, slot: Slot, until: u64) {
+        self.set(slot, offset_of!(Control, on_breach.since), until);
+    }
+
     /// Lifts the containment, if there is one.
     pub fn release(&self, slot: Slot) {
         self.set(slot, offset_of!(Control, containment.kind), containment_kind::NONE);
