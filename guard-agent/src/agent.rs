@@ -96,7 +96,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         None => None,
     };
     let watched = Watched { root: root.clone(), pods_root, extra: config.meters.extra.clone() };
-    let (keeper, remembered) = Keeper::open(&options.state_dir)?;
+    let (state_file, remembered) = Keeper::open(&options.state_dir)?;
     let pins = Pins::open(&options.bpffs)?;
     // Before the programs: they take over what is pinned without a look at what it is.
     let engaged = remembered.as_ref().and_then(|remembered| remembered.kept.kill_switch.as_ref());
@@ -146,6 +146,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let kill_switch = View::new(kill_switch);
     kill_switch.set_file(config.kill_switch, &options.config)?;
     let voice = Voice::new(breaches, node_name());
+    let keeper = state_file.keep(Arc::clone(&metrics));
     let parts = Parts { kernel, watched, metrics, snapshots, kill_switch, voice, hammer, keeper, remembered };
     let mut guard = Guard::new(parts, &config)?;
     guard.try_walk()?;
@@ -153,7 +154,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     guard.say_if_idle();
     guard.sample()?;
     // A state folder that cannot be written to is said at once.
-    guard.keep_now();
+    drop(guard.keep_now());
     ready.send_replace(true);
     info!(listen = %options.listen, socket = %options.socket.display(), mode = %config.policies.mode, "ready");
 
@@ -168,7 +169,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
             Ok(())
         }
     };
-    life.guard.keep_now();
+    life.guard.keep_and_wait();
     result
 }
 
@@ -253,7 +254,7 @@ impl Life {
                 _ = settle.tick(), if guard.is_draining() => guard.settle()?,
                 changed = reload.changed() => self.take(changed)?,
                 _ = walk.tick() => guard.walk()?,
-                _ = keep.tick() => guard.keep_now(),
+                _ = keep.tick() => drop(guard.keep_now()),
                 // When nothing else is to be done.
                 Some(slot) = std::future::ready(guard.missing_spare()) => guard.load_spare(slot),
             }
@@ -278,10 +279,16 @@ impl Life {
         info!(mode = %config.policies.mode, "the configuration has changed and is in force{later}");
         self.config = config;
         self.tell();
-        Ok(self
-            .guard
-            .kill_switch_in_file(self.config.kill_switch, &self.path)
-            .map(|()| self.guard.reload(&self.config))?)
+        // What stops goes first, and what lets go on goes last: nothing is done by policies that hold no longer.
+        let Self { guard, config, path, .. } = self;
+        if config.kill_switch {
+            guard.kill_switch_in_file(true, path)?;
+            guard.reload(config);
+        } else {
+            guard.reload(config);
+            guard.kill_switch_in_file(false, path)?;
+        }
+        Ok(())
     }
 
     /// Tells alerts to whom the configuration says.

@@ -14,7 +14,8 @@ pub use control::{BUCKET_EPOCH, CONTAINED, Containment, Control, Limit, State, c
 pub use evidence::{Destination, EVIDENCE_EPOCH, EVIDENCE_ROOM, INGRESS};
 pub use kill_switch::{Engagement, SOURCES, WHO};
 
-/// Version of everything that is pinned: the maps' names, sizes and values. It names the folder in bpffs.
+/// Version of everything that is pinned: the maps' names, sizes and values, what they mean, and how a meter's program
+/// hands packets over to the police programs. It names the folder in bpffs.
 pub const LAYOUT: u32 = 2;
 
 /// How many CIDRs of each IP version the kernel programs compare a packet with, at most.

@@ -14,3 +14,4 @@ pub mod meter;
 mod packet;
 mod parameter;
 pub mod police;
+mod tokens;

@@ -16,15 +16,13 @@ use crate::{
     maps::{CONTROLS, COUNTERS, EVENTS, EVENTS_LOST, EVIDENCE, KILL_SWITCH},
     meter::{Direction, Handover, PASS, charge},
     packet, parameter,
+    tokens::{Spend, Spent, spend},
 };
 
 /// The sender gets `EPERM`.
 const REFUSE: i32 = 0;
 /// The packet is dropped as a full queue would drop it: TCP slows down.
 const DROP: i32 = 2;
-
-/// How often a CPU tries to get tokens while others take some, at most.
-const TRIES: u32 = 16;
 
 /// How much of a throttle's tokens may be saved up: what a TCP connection of which every packet was dropped needs to
 /// go on at its rate after the 200 ms of its timer.
@@ -35,8 +33,6 @@ const TELL_AGAIN: u64 = 1_000_000_000;
 
 /// More than any packet has; what is spent at once stays below it, so that its time fits a word.
 const MOST: u64 = 1 << 32;
-
-const SECOND: u64 = 1_000_000_000;
 
 /// Whether a packet that is sent is one for [`egress`]: its meter is contained, its limits are new, or its CPU's credit is
 /// used up.
@@ -102,6 +98,45 @@ impl Case {
         PASS
     }
 
+    /// Charges the packet's peer with bytes.
+    ///
+    /// # Safety
+    ///
+    /// The case holds the maps' values.
+    #[inline(always)]
+    unsafe fn note(&self, direction: Direction, bytes: u64) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut destination = packet::destination(self.skb, direction);
+            destination.owner = load(&raw const (*self.control).owner);
+            destination.epoch = (self.now >> EVIDENCE_EPOCH) as u32;
+            destination.class = self.class as u8 | if matches!(direction, Direction::Ingress) { INGRESS } else { 0 };
+            if let Some(noted) = EVIDENCE.get_ptr_mut(destination) {
+                add(noted, bytes);
+            } else {
+                // Two CPUs at once: the sample of one is lost.
+                let _full = EVIDENCE.insert(destination, bytes, 0);
+            }
+        }
+    }
+
+    /// Charges the destination of a packet that is held, now and then: what it tries to send is evidence, and there is no
+    /// credit whose end would say when.
+    ///
+    /// # Safety
+    ///
+    /// The case holds the maps' values.
+    #[inline(always)]
+    unsafe fn note_some(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let quantum = load(&raw const (*self.control).egress.quantum) & 0xffff_ffff | 1;
+            if (random() * quantum) >> 32 < self.bytes {
+                self.note(Direction::Egress, quantum.max(self.bytes));
+            }
+        }
+    }
+
     /// Counts the packet as dropped.
     #[inline(always)]
     fn drop(&self, verdict: i32) -> i32 {
@@ -135,14 +170,14 @@ pub fn egress(ctx: &SkBuffContext) -> i32 {
                 return contained(&case);
             }
         }
-        let generation = gate & !CONTAINED;
-        if load(&raw const (*lane).seen) != generation {
+        // With the kill switch engaged a contained meter goes on as if it were not: that is a generation too.
+        if load(&raw const (*lane).seen) != gate {
             // What the CPU was given under other limits is void.
             for class in 0..2 {
                 let counted = load((&raw const (*lane).tally.bytes).cast::<u64>().add(class));
                 store((&raw mut (*lane).mark).cast::<u64>().add(class), counted);
             }
-            store(&raw mut (*lane).seen, generation);
+            store(&raw mut (*lane).seen, gate);
         }
         if used_up(lane, case.class, case.bytes) {
             let bucket = Bucket { limit: &raw const (*control).egress, state: &raw mut (*control).egress_state };
@@ -202,13 +237,14 @@ unsafe fn contained(case: &Case) -> i32 {
         if load(&raw const (*control).egress.classes) >> case.class & 1 == 0 {
             return case.pass();
         }
+        case.note_some();
         match load(&raw const (*control).containment.kind) {
             containment_kind::THROTTLE => {
                 let rate = load(&raw const (*control).containment.rate);
                 let spent = &raw mut (*control).throttle_spent;
                 // A packet may be larger than the bucket: it passes if there are tokens at all, and what it takes beyond
                 // is owed.
-                if spend(spent, rate, THROTTLE_DEPTH, case.bytes, case.now, Spend::Owing) {
+                if spend(spent, rate, THROTTLE_DEPTH, case.bytes, case.now, Spend::Owing) == Spent::Done {
                     case.pass()
                 } else {
                     case.drop(DROP)
@@ -284,11 +320,11 @@ impl Bucket {
             }
             let depth = load(&raw const (*self.limit).depth);
             let spent = &raw mut (*self.state).spent;
-            if spend(spent, rate, depth, much, now, Spend::Within) {
+            if spend(spent, rate, depth, much, now, Spend::Within) == Spent::Done {
                 return Credit { bytes: much, empty: false };
             }
-            // The last tokens are for whoever needs no more.
-            if spend(spent, rate, depth, needed, now, Spend::Within) {
+            // The last tokens are for whoever needs no more; who did not get through to them is not over the limit.
+            if spend(spent, rate, depth, needed, now, Spend::Within) != Spent::Empty {
                 return Credit { bytes: needed, empty: false };
             }
             store(&raw mut (*self.state).empty, now);
@@ -321,23 +357,17 @@ impl Bucket {
 }
 
 impl Credit {
-    /// Raises the mark, and charges the packet's destination with all that its CPU takes now.
+    /// Raises the mark, and charges the packet's peer with all that its CPU takes now.
+    ///
+    /// # Safety
+    ///
+    /// The case holds the maps' values.
     #[inline(always)]
     unsafe fn give(self, case: &Case, direction: Direction) {
-        let Case { skb, lane, control, class, now, .. } = *case;
-        // SAFETY: the maps' values.
+        // SAFETY: the caller's promise.
         unsafe {
-            add((&raw mut (*lane).mark).cast::<u64>().add(class), self.bytes);
-            let mut destination = packet::destination(skb, direction);
-            destination.owner = load(&raw const (*control).owner);
-            destination.epoch = (now >> EVIDENCE_EPOCH) as u32;
-            destination.class = class as u8 | if matches!(direction, Direction::Ingress) { INGRESS } else { 0 };
-            if let Some(bytes) = EVIDENCE.get_ptr_mut(destination) {
-                add(bytes, self.bytes);
-            } else {
-                // Two CPUs at once: the sample of one is lost.
-                let _full = EVIDENCE.insert(destination, self.bytes, 0);
-            }
+            add((&raw mut (*case.lane).mark).cast::<u64>().add(case.class), self.bytes);
+            case.note(direction, self.bytes);
         }
     }
 }
@@ -345,41 +375,4 @@ impl Credit {
 fn random() -> u64 {
     // SAFETY: no arguments.
     u64::from(unsafe { bpf_get_prandom_u32() })
-}
-
-/// Which packets get tokens.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Spend {
-    /// Those for which there are enough.
-    Within,
-    /// Those that find any.
-    Owing,
-}
-
-/// Spends tokens of a bucket that is kept as the time up to which they are spent.
-///
-/// # Safety
-///
-/// `spent` points to a word in map memory.
-#[inline(always)]
-unsafe fn spend(spent: *mut u64, rate: u64, depth: u64, bytes: u64, now: u64, how: Spend) -> bool {
-    let time = bytes * SECOND / rate.max(1);
-    let now = now + BUCKET_EPOCH;
-    let full = now - depth.min(BUCKET_EPOCH);
-    for _ in 0..TRIES {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let was = load(spent);
-            let from = was.max(full);
-            let limit = if how == Spend::Owing { from } else { from + time };
-            if limit > now {
-                return false;
-            }
-            if replace(spent, was, from + time) {
-                return true;
-            }
-        }
-    }
-    // All the others got theirs: this one is lost in the crowd.
-    false
 }

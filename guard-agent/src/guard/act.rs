@@ -39,19 +39,32 @@ const STORM: &str = "EgressEvictionStorm";
 
 impl Guard {
     pub(super) fn carry_out(&mut self, effects: Vec<Effect>) {
-        if effects.is_empty() {
-            return;
-        }
         for effect in effects {
-            match effect {
-                Effect::Opened(breach) => self.opened(breach),
-                Effect::Closed(closed) => self.closed(closed),
-                Effect::Act(action) => self.act(action),
-                Effect::Declined(declined) => self.declined(declined),
-                Effect::Alarm(alarm) => self.alarm(alarm),
-            }
+            // What the judge orders for a container may have changed with whatever is said of it.
+            let id = match effect {
+                Effect::Opened(breach) => {
+                    self.opened(breach);
+                    breach.container
+                }
+                Effect::Closed(closed) => {
+                    self.closed(closed);
+                    closed.breach.container
+                }
+                Effect::Act(action) => {
+                    self.act(action);
+                    action.container()
+                }
+                Effect::Declined(declined) => {
+                    self.declined(declined);
+                    continue;
+                }
+                Effect::Alarm(alarm) => {
+                    self.alarm(alarm);
+                    continue;
+                }
+            };
+            self.order(id);
         }
-        self.order_all();
     }
 
     fn owner(&self, id: ContainerId) -> Option<&Owner> {
@@ -64,13 +77,16 @@ impl Guard {
         self.owner(id).map_or_else(|| format!("cgroup {}", id.0), |owner| owner.labels.to_string())
     }
 
-    fn opened(&mut self, breach: Breach) {
+    /// What the outside is told of a breach. `None`: the container is gone.
+    fn report(&mut self, breach: Breach) -> Option<Report> {
         let Breach { container, limit, since, figure, allowed } = breach;
-        self.metrics.breaches.with_label_values(&[limit.name()]).inc();
         let destinations = self.top(container, limit);
-        let Some(owner) = self.owner(container) else { return };
-        let contained = self.judge.contained_now(container).filter(|_| limit.is_egress());
-        let report = Report {
+        let slot = self.slot_of(container)?;
+        let owner = self.owner(container)?;
+        // What the meter did by itself is done already; what the agent is about to do is told when it is.
+        let held_by_meter = limit.is_egress() && self.kernel.controls.report(slot).contained.is_some();
+        let contained = self.judge.contained_now(container).filter(|_| held_by_meter);
+        Some(Report {
             state: State::Open,
             opened: wall(since),
             closed: None,
@@ -84,7 +100,24 @@ impl Guard {
             policy: self.judge.policy(container).map(|policy| policy.name.clone()).unwrap_or_default(),
             done: contained.iter().map(held).collect(),
             destinations,
-        };
+        })
+    }
+
+    /// The breaches that an earlier agent said are told to whoever asks this one, and to the webhook, so that their end is
+    /// too.
+    pub(super) fn reopen(&mut self) {
+        for breach in self.judge.open().copied().collect::<Vec<_>>() {
+            if let Some(report) = self.report(breach) {
+                self.voice.alert(|node| Alert::of(&report, node));
+                self.voice.breaches.open(report);
+            }
+        }
+    }
+
+    fn opened(&mut self, breach: Breach) {
+        let Breach { limit, figure, allowed, .. } = breach;
+        self.metrics.breaches.with_label_values(&[limit.name()]).inc();
+        let Some(report) = self.report(breach) else { return };
         let (figure, allowed) = (figure.round() as u64, allowed.round() as u64);
         let top = report.destinations.iter().take(LOGGED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let unit = if limit == Limit::Quota { "bytes" } else { "bytes/s" };
@@ -98,7 +131,7 @@ impl Guard {
             allowed,
             unit,
             policy = report.policy,
-            contained = contained.map(|contained| contained.how.to_string()).unwrap_or_default(),
+            contained = !report.done.is_empty(),
             destinations = top,
             "breach"
         );
@@ -143,8 +176,8 @@ impl Guard {
                 warn!(container = self.name(id), limit = %reason.limit, ?grace, "evicting");
                 self.metrics.actions.with_label_values(&["evict"]).inc();
                 self.done(reason, Done::Evicted { at: wall(clock::boottime()) });
-                self.keep_now();
-                self.hammer.strike(target, grace);
+                let written = self.keep_now();
+                self.hammer.strike(target, grace, written);
             }
         }
     }
@@ -206,8 +239,15 @@ impl Guard {
             Outcome::Protected(_) => Evicted::Untouched { retry_at: u64::MAX },
             Outcome::KillSwitch | Outcome::Failed(_) => Evicted::Broken { retry_at },
         };
-        self.judge.evicted(ContainerId(target.cgroup_id), how);
-        self.keep_now();
+        let id = ContainerId(target.cgroup_id);
+        if !matches!(how, Evicted::Done) {
+            let why = format!("not evicted after all: {}", outcome.name());
+            for breach in self.judge.open().filter(|breach| breach.container == id).copied().collect::<Vec<_>>() {
+                self.done(breach, Done::Nothing { why: why.clone() });
+            }
+        }
+        self.judge.evicted(id, how);
+        drop(self.keep_now());
     }
 
     /// The destinations that got most of what a limit is about; for a limit of ingress, the sources.

@@ -69,12 +69,16 @@ impl Guard {
 
     fn release(&mut self, id: ContainerId) -> String {
         let name = self.name(id);
+        // The meter may hold it since a moment ago.
+        if let Some(slot) = self.slot_of(id) {
+            self.hear(slot, id);
+        }
         let contained = self.judge.contained_now(id).is_some();
         let open = self.judge.open().any(|breach| breach.container == id);
         // What the judge knows no longer is gone.
         let effects = self.judge.release(clock::boottime(), id).unwrap_or_default();
         self.carry_out(effects);
-        self.order_all();
+        self.let_go(id);
         warn!(container = name, "the operator lets it go");
         let was = if contained { "released" } else { "not contained" };
         let until = if open { ": it is left alone until its breach is over" } else { "" };
@@ -91,8 +95,8 @@ impl Guard {
                 || owner.path == path
                 || (text.len() >= LEAST_ID && id.starts_with(text))
         };
-        let found: Vec<&Owner> =
-            self.ledger.metered().map(|(_, owner, ..)| owner).filter(|owner| is_it(owner)).collect();
+        let owners = self.attached().filter_map(|(slot, _)| self.ledger.record(slot).owner.as_ref());
+        let found: Vec<&Owner> = owners.filter(|owner| is_it(owner)).collect();
         match found.as_slice() {
             [] => Err(Unclear::Unknown(text.into())),
             [owner] => Ok(ContainerId(owner.cgroup_id)),

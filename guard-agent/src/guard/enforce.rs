@@ -16,8 +16,12 @@ use crate::{
         policy::{Count, Subject},
         usage::Rates,
         verdict::Contained,
+        watch::CLEAR,
     },
-    kernel::{controls::Orders, meters::MeterError},
+    kernel::{
+        controls::{Orders, Report},
+        meters::MeterError,
+    },
 };
 
 /// Rates over less than this many nanoseconds say little.
@@ -30,6 +34,12 @@ pub(super) struct Seen {
     ingress: u64,
 }
 
+impl From<Report> for Seen {
+    fn from(report: Report) -> Self {
+        Self { egress: report.egress_empty, ingress: report.ingress_empty }
+    }
+}
+
 impl Guard {
     /// A container has a slot: the judge hears of it, and the slot's programs of its limits. `adopted`: they know them
     /// from an earlier agent.
@@ -40,15 +50,28 @@ impl Guard {
         let workload = format!("{}/{}/{}", names.namespace, names.pod, names.container).into();
         let mut effects = self.judge.appeared(now, id, Subject { names, ..Subject::default() }, workload);
         // An agent that died before it said whose the slot is has left another's orders there.
+        let mut seen = Seen::default();
         if adopted && self.kernel.controls.owner(slot) == owner.cgroup_id {
-            let contained = self.kernel.controls.report(slot).contained.map(orders::told);
+            let contained = self.in_force(slot, now);
+            // Signs of breaches that have long been over are not news; what its containment began with is.
+            let over = now.saturating_sub(CLEAR);
+            let egress = contained.map_or(over, |contained| contained.since.saturating_sub(1));
+            seen = Seen { egress, ingress: over };
             effects.extend(self.judge.contained(now, id, contained));
             self.kernel.controls.order(slot, self.orders_of(id));
         } else {
             self.kernel.controls.assign(slot, owner.cgroup_id, self.orders_of(id));
         }
+        self.seen.insert(slot, seen);
         self.kernel.controls.arm(slot, self.lapse());
         self.carry_out(effects);
+    }
+
+    /// The containment that the programs keep to.
+    fn in_force(&self, slot: Slot, now: u64) -> Option<Contained> {
+        let contained = self.kernel.controls.report(slot).contained;
+        // One that lapsed while no packet came is still there, and nothing.
+        contained.filter(|contained| contained.until > now).map(orders::told)
     }
 
     /// A container is gone.
@@ -67,24 +90,41 @@ impl Guard {
         orders
     }
 
-    /// Tells the programs what the judge orders. What is as it was costs a few reads of memory.
+    /// Tells the programs what the judge orders for one container, or for all. What is as it was costs a few reads of
+    /// memory. A container that is gone leaves its orders to the sockets that outlive it.
+    pub(super) fn order(&self, id: ContainerId) {
+        if let Some(slot) = self.slot_of(id) {
+            self.kernel.controls.order(slot, self.orders_of(id));
+        }
+    }
+
+    /// As [`Self::order`], for all containers.
     pub(super) fn order_all(&self) {
-        for (slot, meter) in &self.meters {
-            self.kernel.controls.order(*slot, self.orders_of(ContainerId(meter.cgroup_id)));
+        for (slot, id) in self.attached() {
+            self.kernel.controls.order(slot, self.orders_of(id));
+        }
+    }
+
+    /// Other settings hold: what was ordered for containers that are gone may not be what anybody wants now.
+    pub(super) fn disarm_removed(&mut self) {
+        for (slot, meter) in self.meters.iter_mut().filter(|(_, meter)| !meter.is_attached()) {
+            meter.held = None;
+            self.kernel.controls.disarm(*slot);
         }
     }
 
     /// A packet found a bucket empty.
     pub(super) fn on_crossing(&mut self, crossing: Crossing) -> Result<(), MeterError> {
         let Crossing { at, limit, slot, owner } = crossing;
-        if self.meters.get(&slot).is_none_or(|meter| meter.cgroup_id != owner.0) {
+        if self.slot_of(owner) != Some(slot) {
             return Ok(());
         }
         let raw = self.kernel.read(slot.0, 1)?[0];
         // Just after a sample the time since then says little.
         let since = clock::boottime().saturating_sub(self.ledger.sampled_at()).max(SHORT);
         let rates = Rates::over(raw - self.ledger.raw(slot), since);
-        self.hear(slot, owner);
+        let report = self.hear(slot, owner);
+        self.seen.insert(slot, report.into());
         self.crossed(owner, limit, &rates);
         self.metrics.breach_seconds.observe(clock::monotonic().saturating_sub(at) as f64 / 1e9);
         Ok(())
@@ -101,14 +141,17 @@ impl Guard {
     }
 
     /// What the kernel says of a slot's containment goes to the judge.
-    fn hear(&mut self, slot: Slot, id: ContainerId) {
-        let told = self.kernel.controls.report(slot).contained.map(orders::told);
-        let known = self.judge.contained_now(id);
+    pub(super) fn hear(&mut self, slot: Slot, id: ContainerId) -> Report {
+        let report = self.kernel.controls.report(slot);
         let now = clock::boottime();
-        match (told, known) {
+        match (self.in_force(slot, now), self.judge.contained_now(id)) {
             (Some(told), known) if known.is_none_or(|known| known.since != told.since) => {
                 let effects = self.judge.contained(now, id, Some(told));
-                info!(container = self.name(id), how = %told.how, "contained by its meter, from the packet that crossed its limit on");
+                info!(
+                    container = self.name(id),
+                    how = %told.how,
+                    "contained by its meter, from the packet that crossed its limit on"
+                );
                 self.contained_by_meter(id);
                 self.carry_out(effects);
             }
@@ -120,16 +163,14 @@ impl Guard {
             }
             _ => {}
         }
+        report
     }
 
     /// What the programs found since the last sample, for which there may have been no event.
     pub(super) fn listen(&mut self) {
-        let slots: Vec<_> = self.meters.iter().map(|(slot, meter)| (*slot, ContainerId(meter.cgroup_id))).collect();
-        for (slot, id) in slots {
-            self.hear(slot, id);
-            let report = self.kernel.controls.report(slot);
-            let before = self.seen.insert(slot, Seen { egress: report.egress_empty, ingress: report.ingress_empty });
-            let before = before.unwrap_or_default();
+        for (slot, id) in self.attached().collect::<Vec<_>>() {
+            let report = self.hear(slot, id);
+            let before = self.seen.insert(slot, report.into()).unwrap_or_default();
             let rates = self.ledger.rates(slot);
             if report.egress_empty > before.egress {
                 self.crossed(id, Limit::Rate, &rates);
@@ -144,7 +185,7 @@ impl Guard {
     pub(super) fn contain(&self, id: ContainerId, contained: Contained) {
         let Some(slot) = self.slot_of(id) else { return };
         let (kind, rate) = orders::kernel(contained.how);
-        let until = self.renewed(contained);
+        let until = contained.until.min(self.lapse());
         self.kernel.controls.contain(slot, Containment { kind, rate, until, since: contained.since });
     }
 
@@ -160,14 +201,11 @@ impl Guard {
     pub fn renew(&self) {
         for (slot, meter) in &self.meters {
             self.kernel.controls.arm(*slot, self.lapse());
-            if let Some(contained) = self.judge.contained_now(ContainerId(meter.cgroup_id)) {
-                self.kernel.controls.renew(*slot, self.renewed(contained));
+            let contained = self.judge.contained_now(ContainerId(meter.cgroup_id)).filter(|_| meter.is_attached());
+            if let Some(until) = contained.map(|contained| contained.until).or(meter.held) {
+                self.kernel.controls.renew(*slot, until.min(self.lapse()));
             }
         }
-    }
-
-    fn renewed(&self, contained: Contained) -> u64 {
-        contained.until.min(self.lapse())
     }
 
     /// Until when things last that nobody renews.
@@ -175,7 +213,8 @@ impl Guard {
         if self.outlive_agent { u64::MAX } else { clock::boottime() + LAPSE.as_nanos() as u64 }
     }
 
+    /// The slot of a container that is there.
     pub(super) fn slot_of(&self, id: ContainerId) -> Option<Slot> {
-        self.meters.iter().find(|(_, meter)| meter.cgroup_id == id.0).map(|(slot, _)| *slot)
+        self.attached().find(|(_, attached)| *attached == id).map(|(slot, _)| slot)
     }
 }

@@ -7,6 +7,7 @@ use std::{
 
 use tokio::sync::{mpsc, watch};
 
+use super::keep::Written;
 use crate::{
     kernel::kill_switch::KillSwitch,
     orchestrator::local::{Local, Outcome, Target},
@@ -44,12 +45,14 @@ impl Hammer {
         self.local.is_none().then_some(NONE)
     }
 
-    /// Begins an eviction.
-    pub(super) fn strike(&self, target: Target, grace: Duration) {
+    /// Begins an eviction, once it is `kept` that it is begun.
+    pub(super) fn strike(&self, target: Target, grace: Duration, kept: Written) {
         let Some(local) = self.local.clone() else { return };
         let (kill_switch, struck) = (Arc::clone(&self.kill_switch), self.struck.clone());
         let snapshots = self.snapshots.clone();
         tokio::spawn(async move {
+            // Not kept is said already, and the budget is still in memory.
+            let _done = kept.await;
             let begun = SystemTime::now();
             let outcome = local.evict(&target, grace, || kill_switch.engaged()).await;
             let replaced = matches!(outcome, Outcome::Done { .. } | Outcome::Gone);

@@ -1,16 +1,26 @@
 //! What outlives the agent in a file: what is normal, what was used up, what was done.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::Guard;
 use crate::{
     core::judge,
     kernel::kill_switch::Engaged,
+    metrics::Metrics,
     state_file::{StateFile, StateFileError},
 };
+
+/// How long the end of the agent waits for the disk.
+const PATIENCE: Duration = Duration::from_millis(300);
 
 /// The file's content.
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,46 +40,78 @@ pub struct Remembered {
     pub same_boot: bool,
 }
 
-/// The file, and how it is with it.
+/// The end of a write, well or not.
+pub type Written = oneshot::Receiver<()>;
+
+/// Writes the file on a thread of its own, in order: a disk that is busy must not keep the guard from its work.
 #[derive(Debug)]
-pub struct Keeper {
-    file: StateFile,
-    failed: bool,
-}
+pub struct Keeper(mpsc::Sender<(Kept, oneshot::Sender<()>)>);
 
 impl Keeper {
     /// Reads what an earlier agent kept.
-    pub fn open(dir: &Path) -> Result<(Self, Option<Remembered>), StateFileError> {
+    pub fn open(dir: &Path) -> Result<(Opened, Option<Remembered>), StateFileError> {
         let file = StateFile::open(dir)?;
         let loaded = file.load(
             "what is normal for the workloads (learned anew), what quotas have used up, and which evictions there were",
         );
         let remembered = loaded.map(|loaded| Remembered { kept: loaded.state, same_boot: loaded.same_boot });
-        Ok((Self { file, failed: false }, remembered))
+        Ok((Opened(file), remembered))
+    }
+}
+
+/// The file, not written to yet.
+#[derive(Debug)]
+pub struct Opened(StateFile);
+
+impl Opened {
+    /// Starts the thread. It ends with the keeper.
+    pub fn keep(self, metrics: Arc<Metrics>) -> Keeper {
+        let (sender, queue) = mpsc::channel::<(Kept, oneshot::Sender<()>)>();
+        thread::spawn(move || {
+            let mut failed = false;
+            for (kept, written) in queue {
+                let stored = self.0.store(&kept);
+                match &stored {
+                    // Said once: the old file stays, and the agent goes on.
+                    Err(error) if !failed => error!(
+                        "{error}; a restart would forget what is normal, what quotas have used up and what was evicted"
+                    ),
+                    Ok(()) if failed => info!("the state file is written again"),
+                    _ => {}
+                }
+                metrics.state_failures.inc_by(u64::from(stored.is_err()));
+                failed = stored.is_err();
+                // Nobody may be waiting.
+                let _unheard = written.send(());
+            }
+        });
+        Keeper(sender)
     }
 }
 
 impl Guard {
-    /// Writes the state file. One that cannot be written is said once: the old one stays, and the agent goes on.
-    pub fn keep_now(&mut self) {
-        let kill_switch = match self.kill_switch.engaged_by_operator() {
-            Ok(engaged) => engaged,
-            Err(error) => {
-                error!("cannot read the kill switch: {error}");
-                return;
+    /// Has the state file written. What it returns is done when it is, or could not be.
+    pub fn keep_now(&self) -> Written {
+        let (sender, written) = oneshot::channel();
+        match self.kill_switch.engaged_by_operator() {
+            Ok(kill_switch) => {
+                let kept = Kept { judge: self.judge.save(), kill_switch };
+                // The thread goes only after the keeper.
+                let _queued = self.keeper.0.send((kept, sender));
             }
-        };
-        let kept = Kept { judge: self.judge.save(), kill_switch };
-        let stored = self.keeper.file.store(&kept);
-        match &stored {
-            Err(error) if !self.keeper.failed => {
-                error!("{error}; a restart would forget what is normal, what quotas have used up and what was evicted");
-            }
-            Ok(()) if self.keeper.failed => info!("the state file is written again"),
-            _ => {}
+            Err(error) => error!("cannot read the kill switch, so the state file is not written: {error}"),
         }
-        self.metrics.state_failures.inc_by(u64::from(stored.is_err()));
-        self.keeper.failed = stored.is_err();
+        written
+    }
+
+    /// Has it written a last time, and waits for that a little.
+    pub fn keep_and_wait(&self) {
+        let mut written = self.keep_now();
+        let end = std::time::Instant::now() + PATIENCE;
+        while matches!(written.try_recv(), Err(oneshot::error::TryRecvError::Empty)) && std::time::Instant::now() < end
+        {
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Goes on from what was kept.

@@ -21,6 +21,7 @@ use crate::{
     clock,
     config::Config,
     core::{
+        breach::ContainerId,
         event::{DecodeError, Event},
         judge::{Judge, Settings},
         ledger::{Ledger, Slot},
@@ -64,12 +65,19 @@ struct Meter {
     cgroup_id: u64,
     path: String,
     state: State,
+    /// Until when its containment lasts that was in force when the cgroup was removed: its sockets are not free for that.
+    held: Option<u64>,
 }
 
 impl Meter {
     /// Whether its programs are attached.
     fn counts(&self) -> bool {
         !matches!(self.state, State::Closing(_))
+    }
+
+    /// Whether its container is there.
+    fn is_attached(&self) -> bool {
+        matches!(self.state, State::Attached(_))
     }
 }
 
@@ -101,6 +109,8 @@ pub struct Guard {
     /// Containments need no agent to last.
     outlive_agent: bool,
     kill_switch: View,
+    /// It could not be read, which was said.
+    kill_switch_unread: bool,
     voice: Voice,
     hammer: Hammer,
     keeper: Keeper,
@@ -153,6 +163,7 @@ impl Guard {
             evidence: Default::default(),
             outlive_agent: config.containment.outlive_agent,
             kill_switch,
+            kill_switch_unread: false,
             voice,
             hammer,
             keeper,
@@ -171,6 +182,7 @@ impl Guard {
         self.carry_out(effects);
         self.order_all();
         self.renew();
+        self.reopen();
     }
 
     /// Another configuration holds, but for what takes a restart.
@@ -179,7 +191,14 @@ impl Guard {
         let effects = self.judge.reload(clock::boottime(), Settings::from(config));
         self.carry_out(effects);
         self.order_all();
-        self.keep_now();
+        self.disarm_removed();
+        drop(self.keep_now());
+    }
+
+    /// The containers whose cgroup is there, in no order.
+    fn attached(&self) -> impl Iterator<Item = (Slot, ContainerId)> {
+        let attached = self.meters.iter().filter(|(_, meter)| meter.is_attached());
+        attached.map(|(slot, meter)| (*slot, ContainerId(meter.cgroup_id)))
     }
 
     /// The metrics.

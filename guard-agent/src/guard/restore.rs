@@ -35,7 +35,7 @@ impl Guard {
             let wanted = wanted.is_some_and(|found| found.extra == owner.extra);
             let Owner { cgroup_id, path, .. } = owner;
             let state = if there { State::Attached(links) } else { State::Draining(links, clock::boottime()) };
-            self.meters.insert(slot, Meter { cgroup_id, path: path.clone(), state });
+            self.meters.insert(slot, Meter { cgroup_id, path: path.clone(), state, held: None });
             if there && wanted {
                 self.by_path.insert(path, slot);
             } else if there {

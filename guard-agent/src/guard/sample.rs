@@ -57,16 +57,25 @@ impl Guard {
 
     /// Takes over what somebody did to the kill switch.
     pub fn look_at_kill_switch(&mut self) {
-        match self.kill_switch.poll() {
-            Ok(None) => {}
-            Ok(Some(change)) => {
-                warn!("{change}");
-                let effects = self.judge.kill_switch(clock::boottime(), self.kill_switch.engaged());
-                self.carry_out(effects);
-                self.order_all();
-                self.keep_now();
+        let engaged = match self.kill_switch.poll() {
+            Ok(None) if !self.kill_switch_unread => return,
+            Ok(change) => {
+                self.kill_switch_unread = false;
+                if let Some(change) = change {
+                    warn!("{change}");
+                }
+                self.kill_switch.engaged()
             }
-            Err(error) => error!("cannot read the kill switch, so it counts as engaged: {error}"),
-        }
+            Err(_) if self.kill_switch_unread => return,
+            Err(error) => {
+                self.kill_switch_unread = true;
+                error!("cannot read the kill switch, so it counts as engaged: {error}");
+                true
+            }
+        };
+        let effects = self.judge.kill_switch(clock::boottime(), engaged);
+        self.carry_out(effects);
+        self.order_all();
+        drop(self.keep_now());
     }
 }

@@ -5,7 +5,11 @@ use std::mem;
 use tracing::debug;
 
 use super::{GRACE, Guard, State};
-use crate::{clock, core::ledger::Slot, kernel::meters::MeterError};
+use crate::{
+    clock,
+    core::{breach::ContainerId, ledger::Slot},
+    kernel::meters::MeterError,
+};
 
 impl Guard {
     /// Detaches the meter of the cgroup that was removed first and lingers, so that a new one can have its slot soon.
@@ -35,11 +39,12 @@ impl Guard {
 
     /// The cgroup of a meter was removed.
     pub(super) fn drain(&mut self, slot: Slot) {
-        if let Some(cgroup_id) = self.meters.get(&slot).map(|meter| meter.cgroup_id) {
-            self.farewell(cgroup_id);
-        }
+        let Some(cgroup_id) = self.meters.get(&slot).map(|meter| meter.cgroup_id) else { return };
+        let held = self.judge.contained_now(ContainerId(cgroup_id)).map(|contained| contained.until);
+        self.farewell(cgroup_id);
         if let Some(meter) = self.meters.get_mut(&slot) {
             let now = clock::boottime();
+            meter.held = held;
             meter.state = match mem::replace(&mut meter.state, State::Closing(now)) {
                 State::Attached(links) => State::Draining(links, now),
                 other => other,

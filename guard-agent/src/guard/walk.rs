@@ -172,7 +172,7 @@ impl Guard {
         debug!(cgroup = path, slot = slot.0, "metered");
         self.refused.remove(&cgroup_id);
         self.by_path.insert(path.clone(), slot);
-        self.meters.insert(slot, Meter { cgroup_id, path, state: State::Attached(links) });
+        self.meters.insert(slot, Meter { cgroup_id, path, state: State::Attached(links), held: None });
         Ok(())
     }
 

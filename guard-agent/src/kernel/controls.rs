@@ -97,8 +97,7 @@ impl Controls {
 
     /// The slot has a new owner: nothing of the last one's holds for it.
     pub fn assign(&self, slot: Slot, owner: u64, orders: Orders) {
-        self.set(slot, offset_of!(Control, on_breach.kind), containment_kind::NONE);
-        self.release(slot);
+        self.disarm(slot);
         for offset in [
             offset_of!(Control, egress_state.empty),
             offset_of!(Control, egress_state.told),
@@ -120,12 +119,12 @@ impl Controls {
         let differs = |before: Limit, limit: Limit| Limit { quantum: limit.quantum, ..before } != limit;
         if differs(before.egress, orders.egress) {
             self.limit_egress(slot, orders.egress);
-        } else {
+        } else if before.egress.quantum != orders.egress.quantum {
             self.set(slot, offset_of!(Control, egress.quantum), orders.egress.quantum);
         }
         if differs(before.ingress, orders.ingress) {
             self.limit_ingress(slot, orders.ingress);
-        } else {
+        } else if before.ingress.quantum != orders.ingress.quantum {
             self.set(slot, offset_of!(Control, ingress.quantum), orders.ingress.quantum);
         }
         if before.on_breach != orders.on_breach {
@@ -178,6 +177,12 @@ impl Controls {
     /// Sets when the containment in force lapses by itself.
     pub fn renew(&self, slot: Slot, until: u64) {
         self.set(slot, offset_of!(Control, containment.until), until);
+    }
+
+    /// Lifts the containment, and lets the programs begin none.
+    pub fn disarm(&self, slot: Slot) {
+        self.set(slot, offset_of!(Control, on_breach.kind), containment_kind::NONE);
+        self.release(slot);
     }
 
     /// Lets the programs contain by themselves until then.

@@ -99,9 +99,18 @@ impl Watched {
         let beneath = pods_root.and_then(|root| path.strip_prefix(root)?.strip_prefix('/'));
         let extra = match beneath {
             Some(beneath) => identity::pod_container(beneath).map(|_| false)?,
-            None => (pods_root != Some(path) && self.extra.is_match(path)).then_some(true)?,
+            None => self.is_extra(path, pods_root).then_some(true)?,
         };
         Some(Found { path: path.to_owned(), extra })
+    }
+
+    /// Whether a cgroup outside the pods' root is metered. None is within another, nor has the pods within it: what a meter
+    /// drops those above it would count as sent, and would hold against their other cgroups.
+    fn is_extra(&self, path: &str, pods_root: Option<&str>) -> bool {
+        let has_pods =
+            pods_root.is_some_and(|root| root == path || root.strip_prefix(path).is_some_and(|p| p.starts_with('/')));
+        let mut above = path.match_indices('/').map(|(end, _)| &path[..end]);
+        !has_pods && self.extra.is_match(path) && !above.any(|above| self.extra.is_match(above))
     }
 
     /// All cgroups that are to be metered.
