@@ -6,17 +6,24 @@ use std::{
 };
 
 use guard_common::Totals;
-use serde::{Deserialize, Serialize};
 
+pub use self::saved::Saved;
+use self::saved::SavedContainer;
 use crate::{
     breach::{Breach, ContainerId, Limit},
     budget::{self, Alarm, Allowance, Budgets},
     config::Config,
-    detect::{self, Detector, Moved},
+    detect::{Detector, Moved},
     policy::{Contain, Count, Mode, Policies, Policy, RateLimit, Subject},
     verdict::{self, Action, Contained, Container, Declined, Eviction, World},
-    watch::{self, Closed, Found, Over, Watch},
+    watch::{Closed, Found, Over, Watch},
 };
+
+mod saved;
+
+/// How long after its grace an eviction must have ended, in nanoseconds. One whose agent died meanwhile is not tried
+/// again before.
+const PATIENCE: u64 = 60_000_000_000;
 
 /// What the operator wants.
 #[derive(Clone, Debug)]
@@ -87,24 +94,8 @@ struct Known {
     facts: Container,
     /// When its eviction was begun.
     evicted_at: u64,
-}
-
-/// What is kept of a container while the agent restarts.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SavedContainer {
-    released: Option<u64>,
-    eviction: Option<Eviction>,
-}
-
-/// What is kept while the agent restarts.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Saved {
-    detector: detect::Saved,
-    watch: watch::Saved,
-    budgets: budget::Saved,
-    containers: BTreeMap<u64, SavedContainer>,
+    /// When it must have ended one way or the other.
+    overdue_at: u64,
 }
 
 /// What is known, and what follows from it.
@@ -142,56 +133,16 @@ impl Judge {
         }
     }
 
-    /// What a restarted agent needs to go on.
-    #[must_use]
-    pub fn save(&self) -> Saved {
-        let known = self.containers.iter().map(|(id, known)| {
-            let Container { released, eviction, .. } = known.facts;
-            (id.0, SavedContainer { released, eviction })
-        });
-        let kept = self.kept.iter().map(|(id, kept)| (id.0, kept.clone()));
-        let told =
-            |(_, container): &(u64, SavedContainer)| container.released.is_some() || container.eviction.is_some();
-        Saved {
-            detector: self.detector.save(),
-            watch: self.watch.save(),
-            budgets: self.budgets.save(),
-            containers: known.chain(kept).filter(told).collect(),
-        }
-    }
-
-    /// Goes on. After a reboot (not `same_boot`) only what is normal for the workloads is still true. Returns what could
-    /// not be used, in words.
-    pub fn restore(&mut self, now: u64, saved: Saved, same_boot: bool) -> Vec<String> {
-        let Saved { detector, watch, budgets, containers } = saved;
-        self.detector = Detector::restore(detector, same_boot);
-        if !same_boot {
-            return vec![];
-        }
-        let mut lost = Vec::new();
-        match Watch::restore(now, watch) {
-            Ok(watch) => self.watch = watch,
-            Err(error) => lost.push(format!("the open breaches: {error}")),
-        }
-        match Budgets::restore(now, budgets, self.settings.allowance) {
-            Ok(budgets) => self.budgets = budgets,
-            Err(error) => lost.push(format!("the evictions that were: {error}")),
-        }
-        self.kept = containers.into_iter().map(|(id, container)| (ContainerId(id), container)).collect();
-        lost
-    }
-
     /// A container appeared, or more is known of it.
     pub fn appeared(&mut self, now: u64, id: ContainerId, subject: Subject, workload: Arc<str>) -> Vec<Effect> {
         let policy = self.settings.policies.of(&subject).cloned();
         self.detector.assign(now, id, &workload, policy.as_ref());
-        let kept = self.kept.remove(&id).unwrap_or(SavedContainer { released: None, eviction: None });
+        let kept = self.kept.remove(&id).unwrap_or_default();
         let known = self.containers.entry(id).or_insert_with(|| {
-            let SavedContainer { released, eviction } = kept;
-            let workload = Arc::clone(&workload);
-            let protected = self.protected;
-            let facts = Container { id, policy: None, workload, contained: None, released, eviction, protected };
-            Known { subject: Subject::default(), facts, evicted_at: 0 }
+            let SavedContainer { released, eviction, .. } = kept;
+            let (contained, protected, workload) = (kept.contained(), self.protected, Arc::clone(&workload));
+            let facts = Container { id, policy: None, workload, contained, released, eviction, protected };
+            Known { subject: Subject::default(), facts, evicted_at: 0, overdue_at: 0 }
         });
         known.subject = subject;
         known.facts.workload = workload;
@@ -252,7 +203,9 @@ impl Judge {
             Contained { until: contained.until.min(end), ..contained }
         });
         let before = std::mem::replace(&mut known.facts.contained, contained);
-        if before.is_none() || contained.is_some() {
+        // One that began at another time is another one: the one before has ended.
+        let same = |before: Contained| contained.is_some_and(|contained| contained.since == before.since);
+        if before.is_none_or(same) {
             return vec![];
         }
         self.watch.let_go(now, id, known.facts.released).into_iter().map(Effect::Closed).collect()
@@ -296,9 +249,12 @@ impl Judge {
         effects
     }
 
-    /// How an eviction ended.
+    /// How the eviction that is underway ended.
     pub fn evicted(&mut self, id: ContainerId, how: Evicted) {
         let Some(Known { facts, evicted_at, .. }) = self.containers.get_mut(&id) else { return };
+        if facts.eviction != Some(Eviction::Underway) {
+            return;
+        }
         facts.eviction = Some(match how {
             Evicted::Done => Eviction::Done,
             Evicted::Untouched { retry_at } | Evicted::Broken { retry_at } => Eviction::Failed { retry_at },
@@ -379,7 +335,7 @@ impl Judge {
 
     /// Takes an action for granted, for whoever is told will carry it out.
     fn take(&mut self, now: u64, action: Action) -> Vec<Effect> {
-        let Some(Known { facts, evicted_at, .. }) = self.containers.get_mut(&action.container()) else {
+        let Some(Known { facts, evicted_at, overdue_at, .. }) = self.containers.get_mut(&action.container()) else {
             return vec![];
         };
         let mut effects = vec![Effect::Act(action)];
@@ -390,8 +346,12 @@ impl Judge {
                 let closed = self.watch.let_go(now, container, facts.released);
                 effects.extend(closed.into_iter().map(Effect::Closed));
             }
-            Action::Evict { .. } => match self.budgets.spend(now, &facts.workload) {
-                Ok(()) => (facts.eviction, *evicted_at) = (Some(Eviction::Underway), now),
+            Action::Evict { grace, .. } => match self.budgets.spend(now, &facts.workload) {
+                Ok(()) => {
+                    facts.eviction = Some(Eviction::Underway);
+                    (*evicted_at, *overdue_at) =
+                        (now, now.saturating_add(budget::nanos(grace)).saturating_add(PATIENCE));
+                }
                 // The verdict asked the same budgets: if they differ, nothing is done.
                 Err(_) => effects.clear(),
             },

@@ -66,7 +66,7 @@ pub enum Eviction {
     Underway,
     /// It took place.
     Done,
-    /// It did not take place, and that is certain.
+    /// It did not take place, or not to its end.
     Failed {
         /// When it may be tried again.
         retry_at: u64,

@@ -2,8 +2,10 @@
 //!
 //! `EGRESS_GUARD_CASES` says how many worlds, 10,000 if it does not.
 
-mod judge;
 mod node;
+mod seen;
+mod setup;
+mod witness;
 
 use std::{cell::RefCell, env};
 
@@ -12,7 +14,7 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 
-use self::{judge::Seen, node::Node};
+use self::{node::World, seen::Seen};
 
 const CASES: u32 = 10_000;
 
@@ -31,11 +33,11 @@ fn what_must_never_happen_does_not_in_any_world() {
     let seen = RefCell::new(Seen::default());
     let worlds = (any::<[u16; 6]>(), prop::collection::vec(any::<u32>(), 1..80));
     let ran = runner.run(&worlds, |(setup, events)| {
-        let mut node = Node::new(setup);
+        let mut world = World::new(setup).map_err(TestCaseError::fail)?;
         for event in events {
-            node.event(event).map_err(TestCaseError::fail)?;
+            world.event(event).map_err(TestCaseError::fail)?;
         }
-        seen.borrow_mut().add(&node.judge.seen);
+        seen.borrow_mut().add(&world.witness.seen);
         Ok(())
     });
     if let Err(error) = ran {

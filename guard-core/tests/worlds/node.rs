@@ -1,311 +1,358 @@
-//! A node: what its containers, its kernel, its operator and its agent do. Whatever happens is told to the judge.
+//! A node: what its containers, its kernel and its operator do, and an agent that is driven by the real judge. Whatever
+//! happens is told to the witness.
 
-use std::{num::NonZeroU64, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use guard_core::{
-    breach::{Breach, ContainerId, Limit},
-    budget::{Allowance, Budgets},
-    policy::{
-        BaselineLimit, Budget, Contain, Containment, Count, EgressLimits, Evict, Matcher, Mode, OnBreach, Policy,
-        Quota, RateLimit, Storm,
-    },
-    units::{Rate, Size},
-    verdict::{Action, Contained, Container, Eviction, World, arm, breaching, decide},
-    watch::{Found, Over, Watch},
+    breach::{ContainerId, Limit},
+    budget::Allowance,
+    judge::{Effect, Evicted, Judge, Orders, Settings},
+    policy::{Contain, Containment, Policy},
+    verdict::{Action, Contained},
 };
 
-use crate::judge::Judge;
+use crate::{
+    setup::{FAR_TOO_MUCH, LEARNED, MODES, MUCH, NORMAL, S, WORKLOADS, allowance, policy, sent, settings, subject},
+    witness::{Call, Witness},
+};
 
-/// A second.
-const S: u64 = 1_000_000_000;
-
-pub(crate) const WORKLOADS: [&str; 4] = ["w0", "w1", "w2", "w3"];
-const OVER: Over = Over { figure: 9.0, allowed: 3.0 };
-const MODES: [Mode; 8] =
-    [Mode::Evict, Mode::Evict, Mode::Evict, Mode::Evict, Mode::Evict, Mode::Contain, Mode::Contain, Mode::Observe];
 /// Between two samples, in seconds: as it should be, late, and while the node slept.
 const TICKS: [u64; 8] = [1, 1, 1, 4, 4, 9, 11, 200];
-/// After this long without its agent the kernel lets go.
+/// After this long without its agent the kernel lets go ...
 const LAPSE: u64 = 10 * S;
+/// ... unless containments are to outlive it.
+const OUTLIVE: u64 = 1_000_000 * S;
 
+/// A container, and what the kernel has of it.
+pub(crate) struct Cell {
+    pub(crate) id: ContainerId,
+    pub(crate) workload: usize,
+    /// The index of its policy; none has the last.
+    policy: usize,
+    /// The limits that it is over now, one bit each.
+    over: u8,
+    /// Samples for which it may still count as being over its baseline.
+    lag: u8,
+    /// What the agent last ordered.
+    orders: Orders,
+    /// The containment in force, and when it lapses.
+    pub(crate) held: Option<(Contained, u64)>,
+}
+
+/// What is true.
 pub(crate) struct Node {
     pub(crate) now: u64,
-    pub(crate) mode: Mode,
+    pub(crate) settings: Settings,
     pub(crate) kill_switch: bool,
-    pub(crate) watch: Watch,
-    pub(crate) budgets: Budgets,
-    pub(crate) allowance: Allowance,
-    pub(crate) containers: Vec<Container>,
-    pub(crate) judge: Judge,
-    policies: Vec<Arc<Policy>>,
-    /// For each container the limits that it is over now, one bit each.
-    over: Vec<u8>,
+    pub(crate) protected: Option<&'static str>,
+    pub(crate) cells: Vec<Cell>,
+    lapse: u64,
     born: u64,
 }
 
-fn bit(bits: u16, index: u32) -> bool {
-    bits >> index & 1 == 1
-}
-
-fn policy(bits: u16) -> Arc<Policy> {
-    let rate = RateLimit { rate: Rate::new(1).expect("a rate"), burst: Size::new(1).expect("a size") };
-    let hour = Duration::from_hours(1);
-    let pick = |from: [u64; 4], index: u32| Duration::from_secs(from[usize::from(bits >> index & 3)]);
-    let how = if bit(bits, 4) { Containment::Block } else { Containment::Throttle(rate.rate) };
-    let contain = Contain { how, length: pick([5, 30, 60, 600], 7) };
-    let evict = Evict { after: pick([0, 3, 10, 30], 9), grace: Duration::from_secs(1) };
-    Arc::new(Policy {
-        name: String::new(),
-        matcher: Matcher::default(),
-        count: Count::All,
-        egress: EgressLimits {
-            rate: (!bit(bits, 0)).then_some(rate),
-            quota: (!bit(bits, 1)).then_some(Quota { bytes: rate.burst, per: hour }),
-            baseline: (!bit(bits, 2)).then_some(BaselineLimit { factor: 1.0, floor: rate.rate, learn: hour }),
-        },
-        ingress: (!bit(bits, 3)).then_some(rate),
-        on_breach: OnBreach {
-            // Three of four.
-            contain: (bits >> 5 & 3 != 3).then_some(contain),
-            evict: (bits >> 11 & 3 != 3).then_some(evict),
-        },
-    })
-}
-
-fn allowance(bits: u16) -> Allowance {
-    let number = |index: u32, most: u16| NonZeroU64::new(u64::from(bits >> index & 7) % u64::from(most) + 1);
-    let number = |index, most| number(index, most).expect("at least one");
-    let per = |index: u32| Duration::from_secs([30, 300, 1000, 3600][usize::from(bits >> index & 3)]);
-    Allowance {
-        node: Budget { evictions: number(0, 3), per: per(3) },
-        workload: Budget { evictions: number(5, 2), per: per(8) },
-        storm: Storm { workloads: number(10, 4).saturating_add(1), per: per(13) },
-    }
+/// A node, its agent and who watches it.
+pub(crate) struct World {
+    node: Node,
+    judge: Judge,
+    pub(crate) witness: Witness,
 }
 
 impl Node {
-    pub(crate) fn new([a, b, c, mode, budgets, containers]: [u16; 6]) -> Self {
-        let allowance = allowance(budgets);
-        let mut node = Self {
-            now: 1000 * S,
-            mode: MODES[usize::from(mode & 7)],
-            kill_switch: false,
-            watch: Watch::default(),
-            budgets: Budgets::new(allowance),
-            allowance,
-            containers: Vec::new(),
-            judge: Judge::default(),
-            policies: [a, b, c].map(policy).into(),
-            over: Vec::new(),
-            born: 0,
-        };
-        for index in 0..=containers & 3 {
-            node.come((containers >> (4 * index)) as u8);
+    pub(crate) fn policy(&self, cell: &Cell) -> Option<&Arc<Policy>> {
+        self.settings.policies.policies.get(cell.policy)
+    }
+
+    pub(crate) fn find(&self, id: ContainerId) -> Result<&Cell, String> {
+        self.cells.iter().find(|cell| cell.id == id).ok_or_else(|| format!("{id:?} is not there"))
+    }
+
+    fn cell(&mut self, id: ContainerId) -> Result<&mut Cell, String> {
+        self.cells.iter_mut().find(|cell| cell.id == id).ok_or_else(|| format!("{id:?} is not there"))
+    }
+
+    fn ids(&self) -> Vec<ContainerId> {
+        self.cells.iter().map(|cell| cell.id).collect()
+    }
+
+    /// The kernel lets go of what nobody renewed, and contains by itself what crosses its rate.
+    fn kernel(&mut self) {
+        for cell in &mut self.cells {
+            cell.held = cell.held.filter(|(_, until)| *until > self.now);
+            let crosses = cell.is_over(Limit::Rate) && cell.orders.egress.is_some() && cell.held.is_none();
+            if let Some(Contain { how, length }) = cell.orders.arm.filter(|_| crosses) {
+                // When it ends the programs do not know.
+                let contained = Contained { how, since: self.now, until: u64::MAX };
+                cell.held = Some((contained, self.now + self.lapse.min(length.as_nanos() as u64)));
+            }
         }
-        node
+    }
+}
+
+impl Cell {
+    fn is_over(&self, limit: Limit) -> bool {
+        self.over & 1 << limit as u32 != 0
+    }
+
+    /// Bytes per second that it would send: every other container sends nothing unless it is over something.
+    fn wants(&self) -> u64 {
+        let normal = if self.id.0.is_multiple_of(2) || self.is_over(Limit::Rate) { NORMAL } else { 0 };
+        let much = if self.is_over(Limit::Quota) { MUCH } else { 0 };
+        normal + much + if self.is_over(Limit::Baseline) { FAR_TOO_MUCH } else { 0 }
+    }
+
+    /// What of that gets through, and what is dropped.
+    fn sends(&self) -> (u64, u64) {
+        let wants = self.wants();
+        let through = match self.held {
+            Some((Contained { how: Containment::Throttle(rate), .. }, _)) => rate.bytes_per_second(),
+            Some(_) => 0,
+            None => wants,
+        };
+        (wants.min(through), wants.saturating_sub(through))
+    }
+}
+
+impl World {
+    pub(crate) fn new([a, b, c, mode, budgets, containers]: [u16; 6]) -> Result<Self, String> {
+        let settings = settings([a, b, c], budgets, MODES[usize::from(mode & 7)]);
+        let protected = (mode >> 3 & 15 == 0).then_some("it must not be");
+        let lapse = if mode >> 7 & 3 == 0 { OUTLIVE } else { LAPSE };
+        let mut judge = Judge::new(settings.clone(), protected);
+        judge.restore(0, serde_json::from_str(&LEARNED).map_err(|error| error.to_string())?, false);
+        let node = Node { now: 1000 * S, settings, kill_switch: false, protected, cells: Vec::new(), lapse, born: 0 };
+        let mut world = Self { node, judge, witness: Witness::default() };
+        for index in 0..=containers & 3 {
+            world.come((containers >> (4 * index)) as u8)?;
+        }
+        Ok(world)
     }
 
     /// Something happens.
     pub(crate) fn event(&mut self, event: u32) -> Result<(), String> {
         let [what, who, how, _] = event.to_be_bytes();
-        // No two things happen at the same time.
-        self.now += 1;
-        let index = usize::from(who) % self.containers.len().max(1);
-        let there = index < self.containers.len();
-        match what % 32 {
-            0..=11 => self.time_passes(how)?,
-            20 => self.kill_switch = how < 0x60,
-            21 => self.mode = MODES[usize::from(how & 7)],
-            22 => {
-                let changed = usize::from(how) % self.policies.len();
-                let new = policy(u16::from_le_bytes([who, how]));
-                let old = std::mem::replace(&mut self.policies[changed], Arc::clone(&new));
-                for container in &mut self.containers {
-                    if container.policy.as_ref().is_some_and(|policy| Arc::ptr_eq(policy, &old)) {
-                        container.policy = Some(Arc::clone(&new));
-                    }
-                }
-                self.reload();
+        self.node.now += 1;
+        let index = usize::from(who) % self.node.cells.len().max(1);
+        let whom = self.node.cells.get(index).map(|cell| cell.id);
+        match (what % 32, whom) {
+            (0..=11, _) => self.time_passes(how),
+            (20, _) => {
+                self.node.kill_switch = how < 0x60;
+                let effects = self.judge.kill_switch(self.node.now, self.node.kill_switch);
+                self.tell(Call::Decides, effects)
             }
-            23 if self.containers.len() < 6 => self.come(how),
-            24 => self.restart(u64::from(how % 16) * S)?,
-            12..=19 if there => self.over[index] ^= 1 << (how & 3),
-            25 if there => {
-                let policy = self.policies.get(usize::from(how & 3)).cloned();
-                self.containers[index].policy = policy;
-                self.reload();
+            (21, _) => self.reload(|settings| {
+                settings.policies.mode = MODES[usize::from(how & 7)];
+                let new = allowance(u16::from_le_bytes([who, how]));
+                settings.allowance = Allowance { storm: settings.allowance.storm, ..new };
+            }),
+            (22, _) => self.reload(|settings| {
+                let changed = usize::from(how) % 3;
+                settings.policies.policies[changed] = policy(changed, u16::from_le_bytes([who, how]));
+            }),
+            (23, _) if self.node.cells.len() < 6 => self.come(how),
+            (24, _) => self.restart(who, how),
+            (12..=19, Some(_)) => {
+                self.node.cells[index].over ^= 1 << (how & 3);
+                Ok(())
             }
-            26 if there => {
-                self.containers[index].released = Some(self.now);
-                self.judge.released(self.containers[index].id);
+            (25, Some(id)) => {
+                self.node.cells[index].policy = usize::from(how & 3);
+                self.appear(id)
             }
-            27 if there => self.go(index),
-            28 if there => self.containers[index].protected = (how & 1 == 1).then_some("it must not be"),
-            29 | 30 if there => self.evicted(index, how),
-            _ => {}
+            (26, Some(id)) => {
+                self.witness.released(id);
+                let effects = self.judge.release(self.node.now, id).ok_or("it is there, and not known")?;
+                self.tell(Call::Decides, effects)
+            }
+            (27, Some(id)) => self.go(id),
+            (28..=30, Some(id)) => self.evicted(id, how),
+            (31, Some(id)) => {
+                // Somebody cleared bpffs.
+                self.node.cells[index].held = None;
+                self.hear(id)
+            }
+            _ => Ok(()),
         }
-        self.settle()
     }
 
-    fn come(&mut self, how: u8) {
-        self.born += 1;
-        self.over.push(0);
-        self.containers.push(Container {
-            id: ContainerId(self.born),
-            policy: self.policies.get(usize::from(how & 3)).cloned(),
-            workload: WORKLOADS[usize::from(how >> 2 & 3)].into(),
-            contained: None,
-            released: None,
-            eviction: None,
-            protected: None,
-        });
+    fn reload(&mut self, change: impl FnOnce(&mut Settings)) -> Result<(), String> {
+        change(&mut self.node.settings);
+        let effects = self.judge.reload(self.node.now, self.node.settings.clone());
+        self.tell(Call::Decides, effects)
     }
 
-    fn go(&mut self, index: usize) {
-        let gone = self.containers.remove(index);
-        self.over.remove(index);
-        let closed = self.watch.gone(self.now, gone.id);
-        self.judge.closed(&closed);
+    fn come(&mut self, how: u8) -> Result<(), String> {
+        self.node.born += 1;
+        let id = ContainerId(self.node.born);
+        let (policy, workload) = (usize::from(how & 3), usize::from(how >> 2 & 3));
+        self.node.cells.push(Cell { id, workload, policy, over: 0, lag: 0, orders: Orders::default(), held: None });
+        self.appear(id)
     }
 
-    fn reload(&mut self) {
-        let policy_of = |id| self.containers.iter().find(|c| c.id == id).and_then(|c| c.policy.as_deref());
-        let limited = |breach: &Breach| policy_of(breach.container).is_some_and(|policy| policy.limits(breach.limit));
-        let closed = self.watch.reloaded(self.now, limited);
-        self.judge.closed(&closed);
+    /// The judge hears of a container, or more of it.
+    fn appear(&mut self, id: ContainerId) -> Result<(), String> {
+        let Cell { policy, workload, .. } = self.node.find(id)?;
+        let effects = self.judge.appeared(self.node.now, id, subject(*policy), WORKLOADS[*workload].into());
+        self.witness.known.insert(id);
+        self.tell(Call::Quiet, effects)
+    }
+
+    fn go(&mut self, id: ContainerId) -> Result<(), String> {
+        self.node.cells.retain(|cell| cell.id != id);
+        self.witness.known.remove(&id);
+        let effects = self.judge.gone(self.node.now, id);
+        self.tell(Call::Quiet, effects)
     }
 
     /// An eviction that is underway ends; or else it hangs.
-    fn evicted(&mut self, index: usize, how: u8) {
-        let container = &mut self.containers[index];
-        if container.eviction != Some(Eviction::Underway) {
-            return;
+    fn evicted(&mut self, id: ContainerId, how: u8) -> Result<(), String> {
+        let retry_at = self.node.now + u64::from(how) * S / 4;
+        let outcome = match how & 3 {
+            0 | 1 => Evicted::Done,
+            2 => Evicted::Untouched { retry_at },
+            _ => Evicted::Broken { retry_at },
+        };
+        if !self.witness.evicted(id, outcome) {
+            return Ok(());
         }
-        if how & 1 == 0 {
-            container.eviction = Some(Eviction::Done);
-            // Most are gone soon.
-            if how & 6 != 0 {
-                self.go(index);
-            }
-            return;
+        // Most are gone soon, and some before that is told.
+        let goes = outcome == Evicted::Done && how & 12 != 0;
+        if goes && how & 16 != 0 {
+            self.go(id)?;
+            self.judge.evicted(id, outcome);
+            return Ok(());
         }
-        let retry_at = self.now + u64::from(how) * S / 4;
-        container.eviction = Some(Eviction::Failed { retry_at });
-        let begun = self.judge.eviction_failed(container.id, retry_at);
-        self.budgets.refund(begun, &container.workload);
+        self.judge.evicted(id, outcome);
+        if goes { self.go(id) } else { Ok(()) }
     }
 
     /// Another agent goes on from what this one saved; the kernel goes on meanwhile, and lets go if it takes too long.
-    fn restart(&mut self, down: u64) -> Result<(), String> {
-        let (watch, budgets) = (self.watch.save(), self.budgets.save());
-        self.now += down;
-        self.watch = Watch::restore(self.now, watch).map_err(|error| error.to_string())?;
-        self.budgets = Budgets::restore(self.now, budgets, self.allowance).map_err(|error| error.to_string())?;
-        for container in self.containers.iter_mut().filter(|_| down >= LAPSE) {
-            if container.contained.take().is_some() {
-                let closed = self.watch.let_go(self.now, container.id, container.released);
-                self.judge.closed(&closed);
-            }
+    fn restart(&mut self, who: u8, how: u8) -> Result<(), String> {
+        let mut saved = serde_json::to_string(&self.judge.save()).map_err(|error| error.to_string())?;
+        self.node.now += u64::from(how % 16) * S;
+        self.node.kernel();
+        if how & 0x30 == 0 && !self.node.cells.is_empty() {
+            let gone = self.node.cells.swap_remove(usize::from(who) % self.node.cells.len()).id;
+            self.witness.known.remove(&gone);
         }
-        Ok(())
+        if how & 0x40 != 0 {
+            self.node.settings.policies.mode = MODES[usize::from(who & 7)];
+        }
+        // Some do not live until all have appeared.
+        let lives = if how & 0x80 != 0 { vec![self.node.cells.len() / 2, usize::MAX] } else { vec![usize::MAX] };
+        for count in lives {
+            let mut judge = Judge::new(self.node.settings.clone(), self.node.protected);
+            let state = serde_json::from_str(&saved).map_err(|error| error.to_string())?;
+            let lost = judge.restore(self.node.now, state, true);
+            assert_eq!(lost, [""; 0], "lost by a restart");
+            self.judge = judge;
+            self.witness.restarted();
+            let effects = self.judge.kill_switch(self.node.now, self.node.kill_switch);
+            self.tell(Call::Decides, effects)?;
+            for id in self.node.ids().into_iter().take(count) {
+                self.node.now += 1;
+                self.appear(id)?;
+                let held = self.node.find(id)?.held.map(|(contained, _)| contained);
+                let effects = self.judge.contained(self.node.now, id, held);
+                self.tell(Call::Contained(id), effects)?;
+            }
+            saved = serde_json::to_string(&self.judge.save()).map_err(|error| error.to_string())?;
+        }
+        let effects = self.judge.settled(self.node.now);
+        self.tell(Call::Quiet, effects)?;
+        self.node.ids().into_iter().try_for_each(|id| self.packets(id))
     }
 
     /// A few samples, and what the kernel says between them.
     fn time_passes(&mut self, how: u8) -> Result<(), String> {
         for _ in 0..=how >> 6 {
-            self.now += TICKS[usize::from(how & 7)] * S;
-            for index in 0..self.containers.len() {
-                self.packets(index)?;
+            let tick = TICKS[usize::from(how & 7)];
+            self.node.now += tick * S;
+            self.node.kernel();
+            for id in self.node.ids() {
+                self.hear(id)?;
             }
-            let found: Vec<Found> = (0..self.containers.len()).map(|index| self.found(index)).collect();
-            let changes = self.watch.sample(self.now, found);
-            self.judge.opened(&changes.opened)?;
-            self.judge.closed(&changes.closed);
-            self.settle()?;
+            for id in self.node.ids() {
+                self.packets(id)?;
+            }
+            let mut moved = Vec::new();
+            for cell in &mut self.node.cells {
+                cell.lag = if cell.is_over(Limit::Baseline) { 5 } else { cell.lag.saturating_sub(1) };
+                let (bytes, dropped) = cell.sends();
+                self.witness.sample(self.node.now, cell.id, bytes > 0, dropped > 0, cell.lag > 0);
+                moved.push((cell.id, sent(bytes * tick, dropped * tick)));
+            }
+            let effects = self.judge.sample(self.node.now, tick * S, moved);
+            self.tell(Call::Decides, effects)?;
+            self.renew();
         }
         Ok(())
     }
 
-    /// A container is over a limit, and its policy has that limit.
-    fn is_over(&self, index: usize, limit: Limit) -> bool {
-        let limited = self.containers[index].policy.as_ref().is_some_and(|policy| policy.limits(limit));
-        limited && self.over[index] & 1 << limit as u32 != 0
+    /// The agent looks whether the kernel holds a container.
+    fn hear(&mut self, id: ContainerId) -> Result<(), String> {
+        let told = self.node.find(id)?.held.map(|(contained, _)| contained);
+        let news = match (told, self.judge.contained_now(id)) {
+            (Some(told), known) => known.is_none_or(|known| known.since != told.since),
+            // At its end the judge lifts it.
+            (None, Some(known)) => known.until > self.node.now,
+            (None, None) => false,
+        };
+        if !news {
+            return Ok(());
+        }
+        let effects = self.judge.contained(self.node.now, id, told);
+        self.tell(Call::Contained(id), effects)
     }
 
-    /// Packets that find a bucket empty. The kernel acts first; the agent hears of it after.
-    fn packets(&mut self, index: usize) -> Result<(), String> {
-        for limit in [Limit::Rate, Limit::Ingress] {
-            let Container { id, contained, .. } = self.containers[index];
-            if !self.is_over(index, limit) || (limit == Limit::Rate && contained.is_some()) {
-                continue;
+    /// Packets that find a bucket empty: at once, or those that contained the container just now or while there was no
+    /// agent.
+    fn packets(&mut self, id: ContainerId) -> Result<(), String> {
+        let cell = self.node.find(id)?;
+        let fresh = cell.held.map(|(held, _)| held.since).filter(|since| !self.witness.knows(id, *since));
+        let rate =
+            cell.orders.egress.is_some() && cell.is_over(Limit::Rate) && (cell.held.is_none() || fresh.is_some());
+        let ingress = cell.orders.ingress.is_some() && cell.is_over(Limit::Ingress);
+        for (_, limit) in [(rate, Limit::Rate), (ingress, Limit::Ingress)].into_iter().filter(|(crossed, _)| *crossed) {
+            self.witness.sign(self.node.now, id, limit);
+            let effects = self.judge.crossed(self.node.now, id, limit, 9e6);
+            self.tell(if effects.is_empty() { Call::Quiet } else { Call::Decides }, effects)?;
+            if let Some(since) = fresh.filter(|_| limit == Limit::Rate) {
+                self.witness.contained_by_kernel(id, since)?;
             }
-            let held = if limit == Limit::Rate { self.kernel_contains(index) } else { false };
-            let opened = self.watch.crossed(self.now, id, limit, OVER);
-            self.judge.opened(opened.as_slice())?;
-            self.judge.sign(id, self.now);
-            if held {
-                let mut judge = std::mem::take(&mut self.judge);
-                judge.kernel_contained(self, id)?;
-                self.judge = judge;
-            }
-            self.settle()?;
         }
         Ok(())
     }
 
-    fn kernel_contains(&mut self, index: usize) -> bool {
-        let container = &mut self.containers[index];
-        let released = container.is_released(&self.watch);
-        let policy = container.policy.as_ref().expect("it has a limit");
-        let Some(Contain { how, length }) = arm(policy, self.mode, self.kill_switch, released) else { return false };
-        container.contained = Some(Contained { how, since: self.now, until: self.now + length.as_nanos() as u64 });
-        true
-    }
-
-    fn found(&mut self, index: usize) -> Found {
-        let Container { id, contained, .. } = self.containers[index];
-        let over = |limit| self.is_over(index, limit).then_some(OVER);
-        let (quota, baseline) = (over(Limit::Quota), over(Limit::Baseline));
-        let sending = self.over[index] & 0b111 != 0;
-        if sending {
-            self.judge.sign(id, self.now);
+    fn renew(&mut self) {
+        for cell in &mut self.node.cells {
+            if let (Some((_, until)), Some(known)) = (&mut cell.held, self.judge.contained_now(cell.id)) {
+                *until = known.until.min(self.node.now + self.node.lapse);
+            }
         }
-        Found { container: id, quota, baseline, sending, pressing: sending && contained.is_some() }
     }
 
-    /// The agent decides and acts.
-    fn settle(&mut self) -> Result<(), String> {
-        let alarm = self.budgets.breaching(self.now, breaching(&self.watch, &self.containers));
-        let verdict = decide(&World {
-            now: self.now,
-            mode: self.mode,
-            kill_switch: self.kill_switch,
-            watch: &self.watch,
-            budgets: &self.budgets,
-            containers: &self.containers,
-        });
-        let mut judge = std::mem::take(&mut self.judge);
-        judge.before(self, &verdict, alarm)?;
-        for action in verdict.actions {
-            let at = self.containers.iter().position(|c| c.id == action.container()).ok_or("an action on nobody")?;
-            let container = &mut self.containers[at];
+    /// What follows is watched, done and ordered.
+    fn tell(&mut self, call: Call, effects: Vec<Effect>) -> Result<(), String> {
+        self.witness.hear(&self.node, call, &effects)?;
+        let (now, lapse) = (self.node.now, self.node.lapse);
+        for effect in effects {
+            let Effect::Act(action) = effect else { continue };
+            let cell = self.node.cell(action.container())?;
             match action {
                 Action::Contain { how, until, .. } => {
-                    container.contained = Some(Contained { how, since: self.now, until });
+                    cell.held = Some((Contained { how, since: now, until }, until.min(now + lapse)));
                 }
-                Action::Release { .. } => {
-                    container.contained = None;
-                    judge.closed(&self.watch.let_go(self.now, container.id, container.released));
-                }
-                Action::Evict { .. } => {
-                    container.eviction = Some(Eviction::Underway);
-                    let spent = self.budgets.spend(self.now, &container.workload);
-                    spent.map_err(|why| format!("an eviction that the budget refuses: {why:?}"))?;
-                }
+                Action::Release { .. } => cell.held = None,
+                Action::Evict { .. } => {}
             }
         }
-        Judge::after(self)?;
-        self.judge = judge;
-        Ok(())
+        for cell in &mut self.node.cells {
+            cell.orders = self.judge.orders(cell.id);
+        }
+        for cell in &self.node.cells {
+            self.witness.ordered(&self.node, cell, &cell.orders)?;
+        }
+        self.witness.after(&self.node, call, &self.judge)
     }
 }

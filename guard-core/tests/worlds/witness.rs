@@ -1,0 +1,466 @@
+//! What must never happen, by a memory of all that did: in other words than the code that it watches.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use guard_core::{
+    breach::{Breach, ContainerId, Limit},
+    budget::{Alarm, QUIET, Refused},
+    judge::{Effect, Evicted, Judge, Orders},
+    policy::{Budget, Mode, Policy},
+    verdict::{Action, Declined, Refusal},
+    watch::{CLEAR, Closed, Closing},
+};
+
+use crate::{
+    node::{Cell, Node},
+    seen::Seen,
+    setup::S,
+};
+
+/// A breach, once and for all.
+type Key = (ContainerId, Limit, u64);
+
+/// What the judge was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// Something that may end breaches, and no more.
+    Quiet,
+    /// What the kernel says of a containment.
+    Contained(ContainerId),
+    /// Something that a verdict follows.
+    Decides,
+}
+
+/// What happened so far.
+#[derive(Default)]
+pub(crate) struct Witness {
+    pub(crate) seen: Seen,
+    /// The containers that the agent knows.
+    pub(crate) known: BTreeSet<ContainerId>,
+    open: BTreeSet<Key>,
+    ever: BTreeSet<Key>,
+    /// Those that a containment was for.
+    contained: BTreeSet<Key>,
+    /// When those containments began.
+    begun: BTreeSet<(ContainerId, u64)>,
+    /// Those that the operator forgave.
+    forgiven: BTreeSet<Key>,
+    /// When there was a sign of a breach last, surely and at the latest.
+    signs: BTreeMap<(ContainerId, Limit), (u64, u64)>,
+    evictions: Vec<Eviction>,
+    /// What was declined, ever and by the last verdict.
+    declined: BTreeSet<(ContainerId, Mode)>,
+    just_declined: Vec<(ContainerId, Limit, Mode, &'static str)>,
+    /// When which workloads breached, one bit each.
+    breaching: Vec<(u64, u32)>,
+    /// When too many did last.
+    storm: Option<u64>,
+}
+
+struct Eviction {
+    at: u64,
+    container: ContainerId,
+    workload: usize,
+    /// When it must have ended.
+    overdue: u64,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It is not told yet.
+    Open,
+    /// The agent that would have told it is gone.
+    Lost,
+    Told(Evicted),
+}
+
+impl Eviction {
+    /// From when on there may be another one.
+    const fn retry_at(&self) -> Option<u64> {
+        match self.outcome {
+            Outcome::Open | Outcome::Told(Evicted::Done) => None,
+            Outcome::Lost => Some(self.overdue),
+            Outcome::Told(Evicted::Untouched { retry_at } | Evicted::Broken { retry_at }) => Some(retry_at),
+        }
+    }
+
+    /// It takes its part of the budgets.
+    const fn counts(&self) -> bool {
+        !matches!(self.outcome, Outcome::Told(Evicted::Untouched { .. }))
+    }
+}
+
+fn key(breach: &Breach) -> Key {
+    (breach.container, breach.limit, breach.since)
+}
+
+fn must(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(what()) }
+}
+
+/// Each rule, and what is said if it does not hold.
+fn all<const N: usize>(rules: [(bool, &str); N], what: impl FnOnce() -> String) -> Result<(), String> {
+    let broken = rules.into_iter().find(|(holds, _)| !holds);
+    broken.map_or(Ok(()), |(_, rule)| Err(format!("{rule}: {}", what())))
+}
+
+const fn nanos(length: std::time::Duration) -> u64 {
+    length.as_nanos() as u64
+}
+
+impl Witness {
+    /// A sign of a breach, if there is one.
+    pub(crate) fn sign(&mut self, now: u64, id: ContainerId, limit: Limit) {
+        self.signs.insert((id, limit), (now, now));
+    }
+
+    /// What a container does. `lag`: it may count as being over its baseline.
+    pub(crate) fn sample(&mut self, now: u64, id: ContainerId, sending: bool, dropping: bool, lag: bool) {
+        if dropping {
+            self.sign(now, id, Limit::Rate);
+            self.sign(now, id, Limit::Baseline);
+        }
+        for (limit, may) in [(Limit::Quota, sending || dropping), (Limit::Baseline, lag)] {
+            let (_, latest) = self.signs.entry((id, limit)).or_default();
+            *latest = if may { now } else { *latest };
+        }
+    }
+
+    pub(crate) fn released(&mut self, container: ContainerId) {
+        self.forgiven.extend(self.open.iter().filter(|key| key.0 == container));
+    }
+
+    /// An agent was there, and another one is.
+    pub(crate) fn restarted(&mut self) {
+        self.seen.saw("restart", if self.open.is_empty() { "" } else { "in a breach" });
+        self.known.clear();
+        self.just_declined.clear();
+        for eviction in self.evictions.iter_mut().filter(|eviction| eviction.outcome == Outcome::Open) {
+            eviction.outcome = Outcome::Lost;
+        }
+    }
+
+    /// How an eviction ended. `false`: none is underway.
+    pub(crate) fn evicted(&mut self, id: ContainerId, how: Evicted) -> bool {
+        let underway = self.evictions.iter_mut().find(|it| it.container == id && it.outcome == Outcome::Open);
+        let Some(eviction) = underway else { return false };
+        eviction.outcome = Outcome::Told(how);
+        self.seen.saw(
+            "evicted",
+            match how {
+                Evicted::Done => "done",
+                Evicted::Untouched { .. } => "untouched",
+                Evicted::Broken { .. } => "broken",
+            },
+        );
+        true
+    }
+
+    /// Whether it was told what a containment is for.
+    pub(crate) fn knows(&self, id: ContainerId, since: u64) -> bool {
+        self.begun.contains(&(id, since))
+    }
+
+    /// The kernel contains a container by itself, for its rate.
+    pub(crate) fn contained_by_kernel(&mut self, id: ContainerId, since: u64) -> Result<(), String> {
+        self.seen.saw("kernel", "");
+        // By now it may be over: held against the mode, it is let go at once.
+        let rate = self.ever.range((id, Limit::Rate, 0)..=(id, Limit::Rate, u64::MAX)).next_back();
+        let rate = *rate.ok_or_else(|| format!("the kernel contains {id:?} without a breach"))?;
+        self.contains(rate, since)
+    }
+
+    fn contains(&mut self, key: Key, since: u64) -> Result<(), String> {
+        self.begun.insert((key.0, since));
+        must(!self.forgiven.contains(&key), || format!("contained though the operator released it: {key:?}"))?;
+        must(self.contained.insert(key), || format!("contained twice for {key:?}"))
+    }
+
+    /// What followed from a call, before it is carried out.
+    pub(crate) fn hear(&mut self, node: &Node, call: Call, effects: &[Effect]) -> Result<(), String> {
+        let is_closed = |effect: &Effect| matches!(effect, Effect::Closed(_));
+        must(call == Call::Decides || effects.iter().all(is_closed), || format!("after {call:?}: {effects:?}"))?;
+        let breaches = |effect: &Effect| matches!(effect, Effect::Opened(_) | Effect::Closed(_));
+        let (before, after) = effects.split_at(effects.iter().take_while(|effect| breaches(effect)).count());
+        let mut let_go: Vec<ContainerId> = if let Call::Contained(id) = call { vec![id] } else { vec![] };
+        for effect in before {
+            self.effect(node, effect, &mut let_go, effects)?;
+        }
+        if call != Call::Decides {
+            return Ok(());
+        }
+        let alarms: Vec<Alarm> =
+            after.iter().filter_map(|it| if let Effect::Alarm(alarm) = it { Some(*alarm) } else { None }).collect();
+        let expected = self.weather(node);
+        must(alarms == expected.as_slice(), || format!("said {alarms:?} instead of {expected:?}"))?;
+        let before = std::mem::take(&mut self.just_declined);
+        for effect in after {
+            self.effect(node, effect, &mut let_go, effects)?;
+        }
+        let again = self.just_declined.iter().find(|declined| before.contains(declined));
+        must(again.is_none(), || format!("declined twice in a row: {again:?}"))
+    }
+
+    fn effect(
+        &mut self,
+        node: &Node,
+        effect: &Effect,
+        let_go: &mut Vec<ContainerId>,
+        effects: &[Effect],
+    ) -> Result<(), String> {
+        match effect {
+            Effect::Opened(breach) => self.opened(node, breach),
+            Effect::Closed(closed) => self.closed(node, closed, let_go),
+            Effect::Act(action) => {
+                if let Action::Release { container, .. } = action {
+                    let_go.push(*container);
+                }
+                self.action(node, action, effects)
+            }
+            Effect::Declined(declined) => self.declined(node, declined),
+            Effect::Alarm(_) => Ok(()),
+        }
+    }
+
+    fn opened(&mut self, node: &Node, breach: &Breach) -> Result<(), String> {
+        self.seen.saw("opened", breach.limit.name());
+        let is_open = |key: &Key| (key.0, key.1) == (breach.container, breach.limit);
+        let policy = node.policy(node.find(breach.container)?);
+        let rules = [
+            (breach.since == node.now, "not now"),
+            // Of a baseline the last samples together are.
+            (breach.figure > breach.allowed || breach.limit == Limit::Baseline, "not over the limit"),
+            (policy.is_some_and(|policy| policy.limits(breach.limit)), "there is no such limit"),
+            (!self.open.iter().any(is_open), "it is open"),
+            (self.ever.insert(key(breach)), "it was said"),
+        ];
+        self.open.insert(key(breach));
+        all(rules, || format!("opened at {}: {breach:?}", node.now))
+    }
+
+    fn closed(&mut self, node: &Node, closed: &Closed, let_go: &[ContainerId]) -> Result<(), String> {
+        let Closed { breach, at, why } = closed;
+        let id = breach.container;
+        let limited =
+            |cell: &Cell| node.policy(cell).is_some_and(|policy: &std::sync::Arc<Policy>| policy.limits(breach.limit));
+        let (name, justified) = match why {
+            Closing::Gone => ("gone", node.find(id).is_err()),
+            Closing::Unlimited => ("unlimited", !node.find(id).is_ok_and(limited)),
+            // Or else the next sign would be another breach, which nobody released.
+            Closing::LetGo => ("let_go", let_go.contains(&id) && !self.forgiven.contains(&key(breach))),
+            Closing::Clear => {
+                let last = self.signs.get(&(id, breach.limit)).map_or(0, |(surely, _)| *surely).max(breach.since);
+                ("clear", node.now - last >= CLEAR)
+            }
+        };
+        self.seen.saw("closed", name);
+        let rules = [
+            (*at == node.now, "not now"),
+            (justified, "without need"),
+            (self.open.remove(&key(breach)), "it was not open"),
+        ];
+        all(rules, || format!("closed: {closed:?}"))
+    }
+
+    /// Whether too many breach, and what is to be said of it.
+    fn weather(&mut self, node: &Node) -> Option<Alarm> {
+        let breaches = |cell: &&Cell| {
+            self.known.contains(&cell.id) && self.open.iter().any(|key| key.0 == cell.id && key.1 != Limit::Ingress)
+        };
+        let now = node.cells.iter().filter(breaches).fold(0, |bits, cell| bits | 1 << cell.workload);
+        self.breaching.push((node.now, now));
+        let storm = node.settings.allowance.storm;
+        let recent = self.breaching.iter().rev().take_while(|(at, _)| node.now - at <= nanos(storm.per));
+        let recent = recent.fold(0_u32, |bits, (_, now)| bits | now).count_ones();
+        let before = self.storm.is_some();
+        if u64::from(recent) >= storm.workloads.get() {
+            self.storm = Some(node.now);
+        } else if self.storm.is_some_and(|at| node.now - at >= QUIET) {
+            self.storm = None;
+        }
+        let (what, alarm) = match (before, self.storm.is_some()) {
+            (false, true) => ("storm", Alarm::Storm { workloads: recent as usize }),
+            (true, false) => ("calm", Alarm::Calm),
+            _ => return None,
+        };
+        self.seen.saw(what, "");
+        Some(alarm)
+    }
+
+    fn action(&mut self, node: &Node, action: &Action, effects: &[Effect]) -> Result<(), String> {
+        let cell = node.find(action.container())?;
+        let policy = node.policy(cell);
+        let what = || format!("at {}: {action:?}, {:?}, by {policy:?}", node.now, cell.held);
+        match action {
+            Action::Release { why, contained, .. } => {
+                self.seen.saw("release", why.name());
+                let held = cell.held.is_none_or(|(held, _)| (held.how, held.since) == (contained.how, contained.since));
+                all([(held, "released is another containment")], what)
+            }
+            Action::Contain { how, until, reason } => {
+                self.seen.saw("contain", "");
+                let contain = policy.and_then(|policy| policy.on_breach.contain);
+                let as_said = |it: guard_core::policy::Contain| *how == it.how && *until == node.now + nanos(it.length);
+                let rules = [
+                    (contain.is_some_and(as_said), "not as the policy says"),
+                    (cell.held.is_none(), "it is contained"),
+                ];
+                all(rules, what)?;
+                self.may_act(node, cell, reason).map_err(|why| format!("{why} {}", what()))?;
+                self.contains(key(reason), node.now)
+            }
+            Action::Evict { reason, .. } => {
+                self.may_act(node, cell, reason).map_err(|why| format!("{why} {}", what()))?;
+                self.evict(node, cell, reason, effects).map_err(|why| format!("{why} {}", what()))
+            }
+        }
+    }
+
+    /// What holds of all that is done to a container.
+    fn may_act(&self, node: &Node, cell: &Cell, reason: &Breach) -> Result<(), String> {
+        let rules = [
+            (node.settings.policies.mode != Mode::Observe, "in mode observe"),
+            (!node.kill_switch, "against the kill switch"),
+            (self.open.contains(&key(reason)), "without a breach"),
+            (reason.container == cell.id, "for another's breach"),
+            (reason.limit != Limit::Ingress, "for ingress"),
+            (!self.forgiven.contains(&key(reason)), "though the operator released it"),
+        ];
+        all(rules, String::new)
+    }
+
+    fn evict(&mut self, node: &Node, cell: &Cell, reason: &Breach, effects: &[Effect]) -> Result<(), String> {
+        let policy = node.policy(cell).ok_or("without a policy")?;
+        let evict = policy.on_breach.evict.ok_or("and the policy says nothing")?;
+        let (_, latest) = self.signs.get(&(cell.id, reason.limit)).copied().unwrap_or_default();
+        let contains = |effect: &Effect| matches!(effect, Effect::Act(Action::Contain { reason, .. }) if reason.container == cell.id);
+        let releases =
+            |effect: &Effect| matches!(effect, Effect::Act(Action::Release { container, .. }) if *container == cell.id);
+        let held = cell.held.is_some() || effects.iter().any(contains);
+        let rules = [
+            (node.settings.policies.mode == Mode::Evict, "not in mode evict"),
+            (latest.saturating_sub(reason.since) >= nanos(evict.after), "too soon"),
+            (held || policy.on_breach.contain.is_none(), "not contained first"),
+            (!effects.iter().any(releases), "as it is let go"),
+            (node.protected.is_none(), "though it is protected"),
+            (self.may_evict(node, cell), "twice"),
+            (self.storm.is_none(), "in a storm"),
+            (!self.is_spent(node, node.settings.allowance.node, |_| true), "beyond the node's budget"),
+            (!self.is_workload_spent(node, cell), "beyond the workload's budget"),
+        ];
+        all(rules, String::new)?;
+        let last = self.evictions.iter().rfind(|it| it.container == cell.id).map(|it| it.outcome);
+        self.seen.saw(
+            "evict",
+            match last {
+                None => "",
+                Some(Outcome::Lost) => "after it was lost",
+                Some(_) => "again",
+            },
+        );
+        let overdue = node.now + nanos(evict.grace) + 60 * S;
+        let (container, workload) = (cell.id, cell.workload);
+        self.evictions.push(Eviction { at: node.now, container, workload, overdue, outcome: Outcome::Open });
+        Ok(())
+    }
+
+    /// All its evictions so far failed, and may be tried again.
+    fn may_evict(&self, node: &Node, cell: &Cell) -> bool {
+        let mut of = self.evictions.iter().filter(|it| it.container == cell.id);
+        of.all(|it| it.retry_at().is_some_and(|at| at <= node.now))
+    }
+
+    /// One more now would be one too many in the window that ends now.
+    fn is_spent(&self, node: &Node, budget: Budget, of: impl Fn(&Eviction) -> bool) -> bool {
+        let counts = |it: &&Eviction| of(it) && it.counts() && it.at + nanos(budget.per) >= node.now;
+        self.evictions.iter().filter(counts).count() as u64 >= budget.evictions.get()
+    }
+
+    fn is_workload_spent(&self, node: &Node, cell: &Cell) -> bool {
+        self.is_spent(node, node.settings.allowance.workload, |it| it.workload == cell.workload)
+    }
+
+    fn declined(&mut self, node: &Node, declined: &Declined) -> Result<(), String> {
+        let Declined { what, reason, why } = declined;
+        self.seen.saw("decline", why.name());
+        let cell = node.find(reason.container)?;
+        let justified = match why {
+            Refusal::KillSwitch => node.kill_switch,
+            Refusal::Protected(why) => node.protected == Some(why),
+            Refusal::Budget(Refused::Storm) => self.storm.is_some(),
+            Refusal::Budget(Refused::Node) => self.is_spent(node, node.settings.allowance.node, |_| true),
+            Refusal::Budget(Refused::Workload) => self.is_workload_spent(node, cell),
+        };
+        self.declined.insert((cell.id, *what));
+        self.just_declined.push((cell.id, reason.limit, *what, why.name()));
+        let rules = [
+            (justified, "without need"),
+            (self.open.contains(&key(reason)), "without a breach"),
+            (reason.limit != Limit::Ingress, "for ingress"),
+        ];
+        all(rules, || format!("at {}: {declined:?}", node.now))
+    }
+
+    /// What the kernel is told to do by itself.
+    pub(crate) fn ordered(&self, node: &Node, cell: &Cell, orders: &Orders) -> Result<(), String> {
+        let policy = node.policy(cell).filter(|_| self.known.contains(&cell.id));
+        let forgiven = |key: &&Key| key.0 == cell.id && key.1 != Limit::Ingress;
+        let forgiven = self.open.intersection(&self.forgiven).any(|key| forgiven(&key));
+        let may = node.settings.policies.mode != Mode::Observe && !node.kill_switch && !forgiven;
+        let expected = policy.map_or_else(Orders::default, |policy| Orders {
+            count: policy.count,
+            egress: policy.egress.rate,
+            ingress: policy.ingress,
+            arm: policy.on_breach.contain.filter(|_| may && policy.egress.rate.is_some()),
+        });
+        must(*orders == expected, || format!("ordered {orders:?} instead of {expected:?}"))
+    }
+
+    /// After all was carried out.
+    pub(crate) fn after(&mut self, node: &Node, call: Call, judge: &Judge) -> Result<(), String> {
+        let open: BTreeSet<Key> = judge.open().map(key).collect();
+        must(open == self.open, || format!("open are {open:?}, and said to be {:?}", self.open))?;
+        if call != Call::Decides {
+            return Ok(());
+        }
+        for cell in node.cells.iter().filter(|cell| self.known.contains(&cell.id)) {
+            let what = || format!("at {}: {:?}, {:?}", node.now, cell.id, cell.held);
+            let known = judge.contained_now(cell.id);
+            all([(known.is_some() == cell.held.is_some(), "the judge does not know whether it is contained")], what)?;
+            if let Some((contained, _)) = cell.held {
+                let contain = node.policy(cell).and_then(|policy| policy.on_breach.contain);
+                let lasts = contain.is_some_and(|contain| node.now < contained.since + nanos(contain.length));
+                let rules = [
+                    (lasts, "contained for too long, or without a policy"),
+                    (node.settings.policies.mode != Mode::Observe, "contained in mode observe"),
+                    (!node.kill_switch, "contained against the kill switch"),
+                ];
+                all(rules, what)?;
+            }
+            self.nothing_is_missing(node, cell).map_err(|why| format!("{why} {}", what()))?;
+        }
+        Ok(())
+    }
+
+    /// What is to be done is done, or it was said why not.
+    fn nothing_is_missing(&self, node: &Node, cell: &Cell) -> Result<(), String> {
+        let Some(policy) = node.policy(cell) else { return Ok(()) };
+        let mode = node.settings.policies.mode;
+        let said = |what| self.declined.contains(&(cell.id, what));
+        let counts = |key: &&Key| {
+            key.0 == cell.id && key.1 != Limit::Ingress && !self.forgiven.contains(key) && policy.limits(key.1)
+        };
+        let breaches: Vec<&Key> = self.open.iter().filter(counts).collect();
+        let contain = mode != Mode::Observe && policy.on_breach.contain.is_some() && !breaches.is_empty();
+        let contained = cell.held.is_some() || (node.kill_switch && said(Mode::Contain));
+        let surely = |key: &&&Key| self.signs.get(&(key.0, key.1)).map_or(0, |(surely, _)| *surely);
+        let due = policy.on_breach.evict.filter(|_| mode == Mode::Evict && self.may_evict(node, cell));
+        let due = due
+            .is_some_and(|evict| breaches.iter().any(|key| surely(&key).saturating_sub(key.2) >= nanos(evict.after)));
+        let spent = self.is_spent(node, node.settings.allowance.node, |_| true) || self.is_workload_spent(node, cell);
+        let refused = node.kill_switch || node.protected.is_some() || self.storm.is_some() || spent;
+        let rules = [(!contain || contained, "not contained"), (!due || (refused && said(Mode::Evict)), "not evicted")];
+        all(rules, String::new)
+    }
+}
