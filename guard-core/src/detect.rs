@@ -36,6 +36,8 @@ pub struct Moved {
 #[derive(Clone, Debug)]
 struct Container {
     policy: Arc<Policy>,
+    /// What it has sent since it is metered, by class, as far as it was told here. `None`: nothing was told yet.
+    sent: Option<[u64; 2]>,
     /// Where its workload is in `normals`, if it has a baseline.
     normal: Option<usize>,
     quota: Option<Window>,
@@ -57,7 +59,15 @@ pub struct Detector {
     /// Where each workload is in `normals`: looked up once for each container, not with each sample.
     places: BTreeMap<Arc<str>, usize>,
     /// Of containers that an earlier agent knew and this one has not seen yet.
-    kept: BTreeMap<ContainerId, Window>,
+    kept: BTreeMap<ContainerId, Kept>,
+}
+
+/// What is kept of a container's quota.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    window: Window,
+    sent: [u64; 2],
 }
 
 /// What is kept while the agent restarts.
@@ -65,7 +75,7 @@ pub struct Detector {
 #[serde(deny_unknown_fields)]
 pub struct Saved {
     /// By the container's cgroup id.
-    quotas: BTreeMap<u64, Window>,
+    quotas: BTreeMap<u64, Kept>,
     baselines: BTreeMap<String, Baseline>,
 }
 
@@ -86,14 +96,28 @@ impl Detector {
         let kept = self.kept.remove(&id);
         let before = self.containers.remove(&id);
         let Some(policy) = policy else { return };
-        let (had, streak) = before.map_or((kept, Streak::default()), |before| (before.quota, before.streak));
+        let fresh = || (kept.as_ref().map(|kept| kept.window.clone()), Streak::default());
+        let sent = before.as_ref().and_then(|before| before.sent).or(kept.as_ref().map(|kept| kept.sent));
+        let (had, streak) = before.map_or_else(fresh, |before| (before.quota, before.streak));
         let quota = policy.egress.quota.map(|quota| {
             let mut window = had.unwrap_or_else(|| Window::new(quota, now));
             window.set(quota, now);
             window
         });
         let normal = policy.egress.baseline.is_some().then(|| self.place(now, workload));
-        self.containers.insert(id, Container { policy: Arc::clone(policy), normal, quota, streak, allowed: None });
+        self.containers
+            .insert(id, Container { policy: Arc::clone(policy), sent, normal, quota, streak, allowed: None });
+    }
+
+    /// What a container has sent since it is metered, that was there before this agent: its quota is told what was sent
+    /// while no agent was.
+    pub fn catch_up(&mut self, now: u64, id: ContainerId, egress: &Tally) {
+        let Some(Container { policy, sent, quota, .. }) = self.containers.get_mut(&id) else { return };
+        let told = sent.replace(egress.bytes);
+        if let (Some(told), Some(window)) = (told, quota) {
+            let missing = [0, 1].map(|class| egress.bytes[class].saturating_sub(told[class]));
+            window.add(now, policy.count.of(&Tally { bytes: missing, ..Tally::default() }));
+        }
     }
 
     /// Where a workload's normal is, from now on if it is new.
@@ -129,9 +153,12 @@ impl Detector {
 
     /// Takes a sample of one container. `None`: no policy holds for it.
     pub fn sample(&mut self, now: u64, id: ContainerId, moved: Moved) -> Option<Found> {
-        let Container { policy, normal, quota, streak, allowed } = self.containers.get_mut(&id)?;
+        let Container { policy, sent, normal, quota, streak, allowed } = self.containers.get_mut(&id)?;
         let Moved { counted, nanos, breached, contained } = moved;
         let bytes = policy.count.of(&counted.egress);
+        for (sent, counted) in sent.get_or_insert_default().iter_mut().zip(counted.egress.bytes) {
+            *sent = sent.saturating_add(counted);
+        }
         let quota = quota.as_mut().and_then(|window| {
             window.add(now, bytes);
             let Quota { bytes: most, per: _ } = window.quota();
@@ -164,8 +191,10 @@ impl Detector {
     /// What a restarted agent needs to go on.
     #[must_use]
     pub fn save(&self) -> Saved {
-        let counted = |(id, container): (&ContainerId, &Container)| Some((id.0, container.quota.clone()?));
-        let kept = self.kept.iter().map(|(id, window)| (id.0, window.clone()));
+        let counted = |(id, container): (&ContainerId, &Container)| {
+            Some((id.0, Kept { window: container.quota.clone()?, sent: container.sent.unwrap_or_default() }))
+        };
+        let kept = self.kept.iter().map(|(id, kept)| (id.0, kept.clone()));
         let known = |(name, place): (&Arc<str>, &usize)| (name.to_string(), self.normals[*place].baseline.clone());
         Saved {
             quotas: self.containers.iter().filter_map(counted).chain(kept).collect(),
@@ -183,7 +212,7 @@ impl Detector {
             containers: BTreeMap::new(),
             places,
             normals: baselines.into_values().map(|baseline| Normal { baseline, seen: 0 }).collect(),
-            kept: quotas.map(|(id, window)| (ContainerId(id), window)).collect(),
+            kept: quotas.map(|(id, kept)| (ContainerId(id), kept)).collect(),
         }
     }
 

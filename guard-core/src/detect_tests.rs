@@ -73,6 +73,27 @@ fn a_quota_outlives_reload_and_restart_but_not_the_boot() {
 }
 
 #[test]
+fn what_was_sent_while_no_agent_was_is_in_the_quota_once() {
+    let policy = policy(Count::External, Some(10_000), false);
+    let mut detector = Detector::default();
+    detector.assign(0, ID, &workload(), Some(&policy));
+    detector.sample(SECOND, ID, moved(50, 900, 0, false));
+    let mut restarted = Detector::restore(detector.save(), true);
+    restarted.assign(2 * SECOND, ID, &workload(), Some(&policy));
+    // Of 5,000 in all, 900 were told; the cluster's do not count.
+    let egress = Tally { bytes: [7000, 5000], ..Tally::default() };
+    restarted.catch_up(2 * SECOND, ID, &egress);
+    restarted.catch_up(2 * SECOND, ID, &egress);
+    let found = restarted.sample(3 * SECOND, ID, moved(0, 5001, 0, false)).expect("it has a policy");
+    assert_eq!(found.quota.map(|over| over.figure), Some(10_001.0));
+    // A quota that is new counts from now on.
+    let mut fresh = Detector::default();
+    fresh.assign(SECOND, ID, &workload(), Some(&policy));
+    fresh.catch_up(SECOND, ID, &Tally { bytes: [0, 1_000_000], ..Tally::default() });
+    assert_eq!(fresh.sample(2 * SECOND, ID, moved(0, 1, 0, false)).and_then(|found| found.quota), None);
+}
+
+#[test]
 fn a_fresh_container_of_a_workload_has_its_normal_and_an_empty_quota() {
     let policy = policy(Count::External, Some(1_000_000), true);
     let mut detector = Detector::default();

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use guard_common::Totals;
+use guard_common::{Tally, Totals};
 
 pub use self::saved::Saved;
 use self::saved::SavedContainer;
@@ -148,6 +148,11 @@ impl Judge {
         known.facts.workload = workload;
         known.facts.policy = policy;
         self.unlimited(now)
+    }
+
+    /// What a container has sent since it is metered, of one that was there before this agent.
+    pub fn catch_up(&mut self, now: u64, id: ContainerId, egress: &Tally) {
+        self.detector.catch_up(now, id, egress);
     }
 
     /// All containers that are there have appeared.

@@ -143,7 +143,7 @@ impl Ledger {
         let mut changed = Vec::new();
         let mut carry = Totals::default();
         if let Some(old) = self.records[index].owner.take() {
-            let counted = self.records[index].carry + self.own(index);
+            let counted = self.records[index].carry + self.own_of(index);
             let siblings = self.series.entry(old.labels.clone()).or_default();
             siblings.slots.retain(|&slot| slot != index);
             if old.labels == owner.labels {
@@ -156,7 +156,7 @@ impl Ledger {
                 siblings.lost += counted;
             }
             if old.extra {
-                let own = self.own(index);
+                let own = self.own_of(index);
                 self.records[index].foreign += own;
             }
         }
@@ -231,7 +231,7 @@ impl Ledger {
     }
 
     fn free(&mut self, index: usize) {
-        let own = self.own(index);
+        let own = self.own_of(index);
         let record = &self.records[index];
         let extra = record.owner.as_ref().is_some_and(|owner| owner.extra);
         let foreign = if extra { record.foreign + own } else { record.foreign };
@@ -264,8 +264,12 @@ impl Ledger {
         self.records[0].carry.egress = self.unattributed;
     }
 
-    /// What the slot's present owner counted.
-    fn own(&self, index: usize) -> Totals {
+    /// What the slot's present owner counted, up to the last sample.
+    pub fn own(&self, slot: Slot) -> Totals {
+        self.own_of(slot.0 as usize)
+    }
+
+    fn own_of(&self, index: usize) -> Totals {
         self.raw[index] - self.records[index].base
     }
 
@@ -273,7 +277,7 @@ impl Ledger {
     fn of_pods(&self, index: usize) -> Totals {
         let record = &self.records[index];
         let pods = self.raw[index] - record.foreign;
-        if record.owner.as_ref().is_some_and(|owner| owner.extra) { pods - self.own(index) } else { pods }
+        if record.owner.as_ref().is_some_and(|owner| owner.extra) { pods - self.own_of(index) } else { pods }
     }
 
     /// The record of a slot.
@@ -285,7 +289,7 @@ impl Ledger {
     pub fn metered(&self) -> impl Iterator<Item = (Slot, &Owner, Totals, Rates)> {
         self.records.iter().enumerate().skip(1).filter_map(|(index, record)| {
             let owner = record.owner.as_ref().filter(|owner| owner.gone.is_none())?;
-            Some((Slot(index as u32), owner, self.own(index), self.rates[index]))
+            Some((Slot(index as u32), owner, self.own_of(index), self.rates[index]))
         })
     }
 
@@ -307,7 +311,7 @@ impl Ledger {
     /// All series with their totals.
     pub fn series(&self) -> impl Iterator<Item = (&Labels, Totals)> {
         self.series.iter().map(|(labels, series)| {
-            let slots = series.slots.iter().map(|&index| self.records[index].carry + self.own(index));
+            let slots = series.slots.iter().map(|&index| self.records[index].carry + self.own_of(index));
             (labels, slots.fold(series.lost, |a, b| a + b))
         })
     }

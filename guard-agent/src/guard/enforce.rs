@@ -57,6 +57,8 @@ impl Guard {
             let over = now.saturating_sub(CLEAR);
             let egress = contained.map_or(over, |contained| contained.since.saturating_sub(1));
             seen = Seen { egress, ingress: over };
+            let sent = self.ledger.own(slot).egress;
+            self.judge.catch_up(now, id, &sent);
             effects.extend(self.judge.contained(now, id, contained));
             self.kernel.controls.order(slot, self.orders_of(id));
         } else {

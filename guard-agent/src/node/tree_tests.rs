@@ -90,11 +90,14 @@ fn extra_meters_lie_outside_the_pods_root() {
     let watched = tree.watched(None, &["/system.slice/*.service", "kubepods/**", "kubepods"]);
     let expected = vec![(container, false), ("system.slice/a.service".into(), true)];
     assert_eq!(paths(watched.walk(Some("kubepods")).expect("a tree")), expected);
-    let deep = tree.watched(None, &["**/*.service"]);
-    assert_eq!(
-        paths(deep.walk(None).expect("a tree")),
-        [("system.slice/a.service".into(), true), ("system.slice/a.service/sub.service".into(), true)]
-    );
+    // Within a metered cgroup none is metered again, and none around the pods.
+    for (globs, pods_root, expected) in [
+        (["**/*.service"], None, "system.slice/a.service"),
+        (["system.slice/**"], Some("system.slice/a.service/sub.service"), "system.slice/b.scope"),
+    ] {
+        let found = paths(tree.watched(None, &globs).walk(pods_root).expect("a tree"));
+        assert_eq!(found, [(expected.to_owned(), true)], "{globs:?}");
+    }
 }
 
 #[test]
