@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod guarded;
 pub mod leftovers;
+pub mod limits;
 pub mod meter;
 pub mod net;
 pub mod pods;

@@ -8,67 +8,13 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use guard_tests::{
     eventually,
+    limits::{BLOCK, BREACHED, CONTAINED, DROPPED, config, flows, metric, said, sender, wait_for},
     net::{EXTERNAL_V4, NODE, run},
-    pods::Container,
     process::Traffic,
     sibling,
     world::World,
 };
 use serde_json::Value;
-
-/// 100 KB/s after a burst of 100 KB, sampled quickly.
-fn config(mode: &str, on_breach: &str) -> String {
-    format!(
-        "mode: {mode}\nsample: {{interval: 100ms}}\npolicies:\n  - name: small\n    match: {{}}\n    \
-         egress: {{rate: 100KB/s, burst: 100KB}}\n    ingress: {{rate: 100KB/s, burst: 100KB}}\n    \
-         onBreach: {{{on_breach}}}\n"
-    )
-}
-
-const BLOCK: &str = "contain: {block: true, for: 10m}";
-
-/// A sender of so many bytes per second that goes on until it is dropped.
-fn sender(world: &World, container: &Container, rate: u64) -> Result<Traffic> {
-    let send = format!("udp-send --to {EXTERNAL_V4}:9100 --sizes 972 --rate {rate} --seconds 120 --stubborn");
-    Traffic::start(&world.wires.node, Some(container), &send)
-}
-
-fn metric(world: &World, name: &str, container: &Container) -> Result<u64> {
-    let series = format!("{name}{{container=\"{}\",", container.label());
-    let metrics = world.agent().scrape()?;
-    let found = metrics.0.iter().find(|(found, _)| found.starts_with(&series));
-    Ok(*found.with_context(|| format!("no {series}"))?.1 as u64)
-}
-
-fn wait_for(world: &World, name: &str, container: &Container, value: u64) -> Result<()> {
-    eventually(&format!("{name} is {value}"), Duration::from_secs(15), || {
-        let found = metric(world, name, container)?;
-        ensure!(found == value, "it is {found}");
-        Ok(())
-    })
-}
-
-const BREACHED: &str = "egress_guard_container_breached";
-const CONTAINED: &str = "egress_guard_contained";
-const DROPPED: &str = "egress_guard_dropped_bytes_total";
-
-fn said(world: &World, text: &str) -> Result<usize> {
-    Ok(world.agent().log()?.lines().filter(|line| line.contains(text)).count())
-}
-
-/// Waits until less than `most` bytes per second leave, or more than `least`.
-fn flows(world: &World, least: u64, most: u64, within: Duration) -> Result<Duration> {
-    let start = Instant::now();
-    eventually(&format!("between {least} and {most} bytes/s leave"), within, || {
-        let before = world.wires.node.interface()?.tx.bytes;
-        let from = Instant::now();
-        thread::sleep(Duration::from_millis(20));
-        let rate = (world.wires.node.interface()?.tx.bytes - before) as f64 / from.elapsed().as_secs_f64();
-        ensure!((least as f64..=most as f64).contains(&rate), "{rate} bytes/s leave");
-        Ok(())
-    })?;
-    Ok(start.elapsed())
-}
 
 #[test]
 fn in_observe_mode_a_breach_is_said_once_and_nothing_else_is_done() -> Result<()> {
@@ -77,7 +23,7 @@ fn in_observe_mode_a_breach_is_said_once_and_nothing_else_is_done() -> Result<()
     let sender = sender(&world, &container, 1_000_000)?;
     wait_for(&world, BREACHED, &container, 1)?;
     thread::sleep(Duration::from_secs(3));
-    ensure!(said(&world, "breach ")? == 1, "{}", world.agent().log()?);
+    ensure!(said(&world.setup.log(), "breach ")? == 1, "{}", world.agent().log()?);
     let line = world.agent().log()?;
     let line = line.lines().find(|line| line.contains("breach ")).context("no line")?;
     for word in ["limit=rate", "policy=\"small\"", "allowed=100000", &format!("{EXTERNAL_V4}:9100 udp")] {
@@ -110,7 +56,7 @@ fn a_breach_is_blocked_from_its_packet_on_and_released_when_the_operator_says_so
     let allowed = 100_000.0 + 100_000.0 * start.elapsed().as_secs_f64();
     ensure!(sent as f64 <= allowed, "{sent} bytes left, {allowed} may");
     ensure!(metric(&world, DROPPED, &container)? > 0 && metric(&world, CONTAINED, &other)? == 0);
-    ensure!(said(&world, "contained by its meter")? == 1, "{}", world.agent().log()?);
+    ensure!(said(&world.setup.log(), "contained by its meter")? == 1, "{}", world.agent().log()?);
     let breach = &world.agent().breaches()?[0];
     ensure!(breach["done"][0]["action"] == "contained" && breach["done"][0]["how"] == "block", "{breach}");
 
@@ -122,7 +68,7 @@ fn a_breach_is_blocked_from_its_packet_on_and_released_when_the_operator_says_so
     thread::sleep(Duration::from_secs(2));
     flows(&world, 1_000_000, 4_000_000, Duration::from_secs(1))?;
     ensure!(metric(&world, CONTAINED, &container)? == 0 && metric(&world, BREACHED, &container)? == 1);
-    ensure!(said(&world, "breach ")? == 1, "{}", world.agent().log()?);
+    ensure!(said(&world.setup.log(), "breach ")? == 1, "{}", world.agent().log()?);
     Ok(())
 }
 
@@ -207,7 +153,7 @@ fn a_containment_survives_a_restart_and_its_breach_is_not_said_again() -> Result
     let leaked = world.wires.node.interface()?.tx.bytes - before;
     ensure!(leaked == 0, "{leaked} bytes left while the agent restarted");
     // The state file is written at a stop: a breach that was said before it is known after it.
-    ensure!(said(&world, "breach ")? <= 2, "{}", world.agent().log()?);
+    ensure!(said(&world.setup.log(), "breach ")? <= 2, "{}", world.agent().log()?);
     world.agent().verb(&["release", container.label()])?;
     flows(&world, 500_000, 2_000_000, Duration::from_secs(1))?;
     Ok(())
@@ -267,7 +213,7 @@ fn a_changed_file_holds_at_once_and_a_broken_one_is_refused() -> Result<()> {
         ensure!(world.agent().scrape()?.get("egress_guard_config_ok") == Some(0));
         Ok(())
     })?;
-    ensure!(said(&world, "the configuration is refused")? == 1, "{}", world.agent().log()?);
+    ensure!(said(&world.setup.log(), "the configuration is refused")? == 1, "{}", world.agent().log()?);
     ensure!(metric(&world, CONTAINED, &container)? == 0 && metric(&world, BREACHED, &container)? == 1);
     let counted = world.agent().metrics()?;
     world.setup.configure(&config("contain", BLOCK))?;
@@ -304,13 +250,19 @@ fn a_quota_is_counted_across_restarts() -> Result<()> {
                  egress: {quota: {bytes: 1MB, per: 1h}}\n    onBreach: {contain: {throttle: 10KB/s, for: 10m}}\n";
     let mut world = World::new(quota)?;
     let (_sink, container) = (world.sink()?, world.container(1, 1)?);
-    world.send(&container, 972, 600)?;
+    world.send(&container, 972, 400)?;
     world.agent().metrics()?;
     world.agent.take().context("it runs")?.signal(15)?;
+    world.send(&container, 972, 200)?;
     world.agent = Some(world.setup.start()?);
     world.agent().metrics()?;
     ensure!(metric(&world, BREACHED, &container)? == 0, "600 KB are no breach of 1 MB");
-    world.send(&container, 972, 600)?;
+    // What is sent after the last write of the state file, and while no agent runs, counts as well.
+    world.send(&container, 972, 200)?;
+    world.agent().metrics()?;
+    world.agent.take().context("it runs")?.signal(9)?;
+    world.send(&container, 972, 250)?;
+    world.agent = Some(world.setup.start()?);
     wait_for(&world, BREACHED, &container, 1)?;
     wait_for(&world, CONTAINED, &container, 1)?;
     let breach = &world.agent().breaches()?[0];
