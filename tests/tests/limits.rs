@@ -263,6 +263,10 @@ fn a_quota_is_counted_across_restarts() -> Result<()> {
     world.agent.take().context("it runs")?.signal(9)?;
     world.send(&container, 972, 250)?;
     world.agent = Some(world.setup.start()?);
+    // A used-up quota is no breach of who keeps still.
+    world.agent().metrics()?;
+    ensure!(metric(&world, BREACHED, &container)? == 0, "it is said to breach its quota, and sends nothing");
+    world.send(&container, 972, 1)?;
     wait_for(&world, BREACHED, &container, 1)?;
     wait_for(&world, CONTAINED, &container, 1)?;
     let breach = &world.agent().breaches()?[0];
