@@ -83,9 +83,9 @@ impl Count {
 impl Detector {
     /// A container appeared, another policy holds for it, or it is known better. `None`: no policy holds for it.
     pub fn assign(&mut self, now: u64, id: ContainerId, workload: &Arc<str>, policy: Option<&Arc<Policy>>) {
-        let kept = self.kept.remove(&id);
         let before = self.containers.remove(&id);
         let Some(policy) = policy else { return };
+        let kept = self.kept.remove(&id);
         let (had, streak) = before.map_or((kept, Streak::default()), |before| (before.quota, before.streak));
         let quota = policy.egress.quota.map(|quota| {
             let mut window = had.unwrap_or_else(|| Window::new(quota, now));

@@ -63,8 +63,9 @@ fn a_quota_outlives_reload_and_restart_but_not_the_boot() {
     detector.assign(SECOND, ID, &workload(), Some(&policy(Count::External, Some(2000), false)));
     for (same_boot, sum) in [(true, Some(2001.0)), (false, None)] {
         let mut restarted = Detector::restore(detector.save(), same_boot);
-        // Not seen yet, and saved once more: nothing is lost.
+        // Not seen yet, and saved once more: nothing is lost. Nor is it when no policy is known to hold at first.
         let mut restarted = Detector::restore(std::mem::take(&mut restarted).save(), same_boot);
+        restarted.assign(SECOND, ID, &workload(), None);
         restarted.assign(2 * SECOND, ID, &workload(), Some(&policy(Count::External, Some(2000), false)));
         restarted.settled();
         let found = restarted.sample(2 * SECOND, ID, moved(0, 1101, 0, false)).expect("it has a policy");
