@@ -86,7 +86,10 @@ impl Detector {
         let before = self.containers.remove(&id);
         let Some(policy) = policy else { return };
         let kept = self.kept.remove(&id);
-        let (had, streak) = before.map_or((kept, Streak::default()), |before| (before.quota, before.streak));
+        // Samples from before a time in which there was no baseline are not the last ones.
+        let streak = before.as_ref().filter(|before| before.normal.is_some()).map(|before| before.streak.clone());
+        let streak = streak.unwrap_or_default();
+        let had = before.map_or(kept, |before| before.quota);
         let quota = policy.egress.quota.map(|quota| {
             let mut window = had.unwrap_or_else(|| Window::new(quota, now));
             window.set(quota, now);

@@ -95,6 +95,25 @@ fn a_fresh_container_of_a_workload_has_its_normal_and_an_empty_quota() {
 }
 
 #[test]
+fn what_was_sent_before_there_was_no_baseline_for_a_while_is_no_breach_after() {
+    let (with, without) = (policy(Count::External, None, true), policy(Count::External, None, false));
+    for (between, over) in [(&with, true), (&without, false)] {
+        let mut detector = Detector::default();
+        detector.assign(0, ID, &workload(), Some(&with));
+        (1..=120).for_each(|second| {
+            detector.sample(second * SECOND, ID, moved(0, 500, 0, false));
+        });
+        (121..=125).for_each(|second| {
+            detector.sample(second * SECOND, ID, moved(0, 60_000_000, 0, false));
+        });
+        detector.assign(126 * SECOND, ID, &workload(), Some(between));
+        detector.assign(999 * SECOND, ID, &workload(), Some(&with));
+        let found = detector.sample(1000 * SECOND, ID, moved(0, 0, 0, false)).expect("it has a policy");
+        assert_eq!(found.baseline.is_some(), over);
+    }
+}
+
+#[test]
 fn nothing_is_learned_while_contained() {
     let policy = policy(Count::External, None, true);
     let mut detector = Detector::default();

@@ -288,7 +288,9 @@ impl World {
             }
             let mut moved = Vec::new();
             for cell in &mut self.node.cells {
-                cell.lag = if cell.is_over(Limit::Baseline) { 5 } else { cell.lag.saturating_sub(1) };
+                // What is normal may have become less.
+                let much = cell.is_over(Limit::Baseline) || cell.is_over(Limit::Quota);
+                cell.lag = if much { 5 } else { cell.lag.saturating_sub(1) };
                 let (bytes, dropped) = cell.sends();
                 self.witness.sample(self.node.now, cell.id, bytes > 0, dropped > 0, cell.lag > 0);
                 moved.push((cell.id, sent(bytes * tick, dropped * tick)));
