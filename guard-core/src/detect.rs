@@ -93,12 +93,14 @@ impl Count {
 impl Detector {
     /// A container appeared, another policy holds for it, or it is known better. `None`: no policy holds for it.
     pub fn assign(&mut self, now: u64, id: ContainerId, workload: &Arc<str>, policy: Option<&Arc<Policy>>) {
-        let kept = self.kept.remove(&id);
         let before = self.containers.remove(&id);
         let Some(policy) = policy else { return };
-        let fresh = || (kept.as_ref().map(|kept| kept.window.clone()), Streak::default());
-        let sent = before.as_ref().and_then(|before| before.sent).or(kept.as_ref().map(|kept| kept.sent));
-        let (had, streak) = before.map_or_else(fresh, |before| (before.quota, before.streak));
+        let kept = self.kept.remove(&id);
+        // Samples from before a time in which there was no baseline are not the last ones.
+        let streak = before.as_ref().filter(|before| before.normal.is_some()).map(|before| before.streak.clone());
+        let streak = streak.unwrap_or_default();
+        let sent = before.as_ref().map_or(kept.as_ref().map(|kept| kept.sent), |before| before.sent);
+        let had = before.map_or(kept.map(|kept| kept.window), |before| before.quota);
         let quota = policy.egress.quota.map(|quota| {
             let mut window = had.unwrap_or_else(|| Window::new(quota, now));
             window.set(quota, now);

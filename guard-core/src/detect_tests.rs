@@ -63,8 +63,9 @@ fn a_quota_outlives_reload_and_restart_but_not_the_boot() {
     detector.assign(SECOND, ID, &workload(), Some(&policy(Count::External, Some(2000), false)));
     for (same_boot, sum) in [(true, Some(2001.0)), (false, None)] {
         let mut restarted = Detector::restore(detector.save(), same_boot);
-        // Not seen yet, and saved once more: nothing is lost.
+        // Not seen yet, and saved once more: nothing is lost. Nor is it when no policy is known to hold at first.
         let mut restarted = Detector::restore(std::mem::take(&mut restarted).save(), same_boot);
+        restarted.assign(SECOND, ID, &workload(), None);
         restarted.assign(2 * SECOND, ID, &workload(), Some(&policy(Count::External, Some(2000), false)));
         restarted.settled();
         let found = restarted.sample(2 * SECOND, ID, moved(0, 1101, 0, false)).expect("it has a policy");
@@ -112,6 +113,25 @@ fn a_fresh_container_of_a_workload_has_its_normal_and_an_empty_quota() {
     });
     let over = over.expect("a jump of 120 times is found within five samples");
     assert!(over.figure > over.allowed && restarted.allowed(fresh) == Some(over.allowed), "{over:?}");
+}
+
+#[test]
+fn what_was_sent_before_there_was_no_baseline_for_a_while_is_no_breach_after() {
+    let (with, without) = (policy(Count::External, None, true), policy(Count::External, None, false));
+    for (between, over) in [(&with, true), (&without, false)] {
+        let mut detector = Detector::default();
+        detector.assign(0, ID, &workload(), Some(&with));
+        (1..=120).for_each(|second| {
+            detector.sample(second * SECOND, ID, moved(0, 500, 0, false));
+        });
+        (121..=125).for_each(|second| {
+            detector.sample(second * SECOND, ID, moved(0, 60_000_000, 0, false));
+        });
+        detector.assign(126 * SECOND, ID, &workload(), Some(between));
+        detector.assign(999 * SECOND, ID, &workload(), Some(&with));
+        let found = detector.sample(1000 * SECOND, ID, moved(0, 0, 0, false)).expect("it has a policy");
+        assert_eq!(found.baseline.is_some(), over);
+    }
 }
 
 #[test]

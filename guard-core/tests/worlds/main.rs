@@ -2,9 +2,11 @@
 //!
 //! `EGRESS_GUARD_CASES` says how many worlds, 10,000 if it does not.
 
+mod evictions;
 mod node;
 mod seen;
 mod setup;
+mod weather;
 mod witness;
 
 use std::{cell::RefCell, env};

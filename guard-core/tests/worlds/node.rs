@@ -13,7 +13,7 @@ use guard_core::{
 
 use crate::{
     setup::{FAR_TOO_MUCH, LEARNED, MODES, MUCH, NORMAL, S, WORKLOADS, allowance, policy, sent, settings, subject},
-    witness::{Call, Witness},
+    witness::Witness,
 };
 
 /// Between two samples, in seconds: as it should be, late, and while the node slept.
@@ -22,6 +22,17 @@ const TICKS: [u64; 8] = [1, 1, 1, 4, 4, 9, 11, 200];
 const LAPSE: u64 = 10 * S;
 /// ... unless containments are to outlive it.
 const OUTLIVE: u64 = 1_000_000 * S;
+
+/// What the judge was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// Something that may end breaches, and no more.
+    Quiet,
+    /// What the kernel says of a containment.
+    Contained(ContainerId),
+    /// Something that a verdict follows.
+    Decides,
+}
 
 /// A container, and what the kernel has of it.
 pub(crate) struct Cell {
@@ -115,8 +126,8 @@ impl Cell {
 impl World {
     pub(crate) fn new([a, b, c, mode, budgets, containers]: [u16; 6]) -> Result<Self, String> {
         let settings = settings([a, b, c], budgets, MODES[usize::from(mode & 7)]);
-        let protected = (mode >> 3 & 15 == 0).then_some("it must not be");
-        let lapse = if mode >> 7 & 3 == 0 { OUTLIVE } else { LAPSE };
+        let protected = (mode >> 3).is_multiple_of(16).then_some("it must not be");
+        let lapse = if (mode >> 7).is_multiple_of(4) { OUTLIVE } else { LAPSE };
         let mut judge = Judge::new(settings.clone(), protected);
         judge.restore(0, serde_json::from_str(&LEARNED).map_err(|error| error.to_string())?, false);
         let node = Node { now: 1000 * S, settings, kill_switch: false, protected, cells: Vec::new(), lapse, born: 0 };
@@ -216,8 +227,8 @@ impl World {
             return Ok(());
         }
         // Most are gone soon, and some before that is told.
-        let goes = outcome == Evicted::Done && how & 12 != 0;
-        if goes && how & 16 != 0 {
+        let goes = outcome == Evicted::Done && how & 0b1100 != 0;
+        if goes && how & 0b1_0000 != 0 {
             self.go(id)?;
             self.judge.evicted(id, outcome);
             return Ok(());
@@ -277,7 +288,9 @@ impl World {
             }
             let mut moved = Vec::new();
             for cell in &mut self.node.cells {
-                cell.lag = if cell.is_over(Limit::Baseline) { 5 } else { cell.lag.saturating_sub(1) };
+                // What is normal may have become less.
+                let much = cell.is_over(Limit::Baseline) || cell.is_over(Limit::Quota);
+                cell.lag = if much { 5 } else { cell.lag.saturating_sub(1) };
                 let (bytes, dropped) = cell.sends();
                 self.witness.sample(self.node.now, cell.id, bytes > 0, dropped > 0, cell.lag > 0);
                 moved.push((cell.id, sent(bytes * tick, dropped * tick)));
@@ -333,8 +346,8 @@ impl World {
     }
 
     /// What follows is watched, done and ordered.
-    fn tell(&mut self, call: Call, effects: Vec<Effect>) -> Result<(), String> {
-        self.witness.hear(&self.node, call, &effects)?;
+    fn tell(&mut self, told: Call, effects: Vec<Effect>) -> Result<(), String> {
+        self.witness.hear(&self.node, told, &effects)?;
         let (now, lapse) = (self.node.now, self.node.lapse);
         for effect in effects {
             let Effect::Act(action) = effect else { continue };
@@ -353,6 +366,6 @@ impl World {
         for cell in &self.node.cells {
             self.witness.ordered(&self.node, cell, &cell.orders)?;
         }
-        self.witness.after(&self.node, call, &self.judge)
+        self.witness.after(&self.node, told, &self.judge)
     }
 }

@@ -1,35 +1,30 @@
 //! What must never happen, by a memory of all that did: in other words than the code that it watches.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use guard_core::{
     breach::{Breach, ContainerId, Limit},
-    budget::{Alarm, QUIET, Refused},
+    budget::{Alarm, Refused},
     judge::{Effect, Evicted, Judge, Orders},
-    policy::{Budget, Mode, Policy},
+    policy::{Contain, Mode, Policy},
     verdict::{Action, Declined, Refusal},
     watch::{CLEAR, Closed, Closing},
 };
 
 use crate::{
-    node::{Cell, Node},
+    evictions::{Evictions, Outcome},
+    node::{Call, Cell, Node},
     seen::Seen,
     setup::S,
+    weather::Weather,
 };
 
 /// A breach, once and for all.
 type Key = (ContainerId, Limit, u64);
-
-/// What the judge was told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Call {
-    /// Something that may end breaches, and no more.
-    Quiet,
-    /// What the kernel says of a containment.
-    Contained(ContainerId),
-    /// Something that a verdict follows.
-    Decides,
-}
 
 /// What happened so far.
 #[derive(Default)]
@@ -47,48 +42,11 @@ pub(crate) struct Witness {
     forgiven: BTreeSet<Key>,
     /// When there was a sign of a breach last, surely and at the latest.
     signs: BTreeMap<(ContainerId, Limit), (u64, u64)>,
-    evictions: Vec<Eviction>,
+    evictions: Evictions,
     /// What was declined, ever and by the last verdict.
     declined: BTreeSet<(ContainerId, Mode)>,
     just_declined: Vec<(ContainerId, Limit, Mode, &'static str)>,
-    /// When which workloads breached, one bit each.
-    breaching: Vec<(u64, u32)>,
-    /// When too many did last.
-    storm: Option<u64>,
-}
-
-struct Eviction {
-    at: u64,
-    container: ContainerId,
-    workload: usize,
-    /// When it must have ended.
-    overdue: u64,
-    outcome: Outcome,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    /// It is not told yet.
-    Open,
-    /// The agent that would have told it is gone.
-    Lost,
-    Told(Evicted),
-}
-
-impl Eviction {
-    /// From when on there may be another one.
-    const fn retry_at(&self) -> Option<u64> {
-        match self.outcome {
-            Outcome::Open | Outcome::Told(Evicted::Done) => None,
-            Outcome::Lost => Some(self.overdue),
-            Outcome::Told(Evicted::Untouched { retry_at } | Evicted::Broken { retry_at }) => Some(retry_at),
-        }
-    }
-
-    /// It takes its part of the budgets.
-    const fn counts(&self) -> bool {
-        !matches!(self.outcome, Outcome::Told(Evicted::Untouched { .. }))
-    }
+    weather: Weather,
 }
 
 fn key(breach: &Breach) -> Key {
@@ -105,7 +63,7 @@ fn all<const N: usize>(rules: [(bool, &str); N], what: impl FnOnce() -> String) 
     broken.map_or(Ok(()), |(_, rule)| Err(format!("{rule}: {}", what())))
 }
 
-const fn nanos(length: std::time::Duration) -> u64 {
+const fn nanos(length: Duration) -> u64 {
     length.as_nanos() as u64
 }
 
@@ -136,25 +94,21 @@ impl Witness {
         self.seen.saw("restart", if self.open.is_empty() { "" } else { "in a breach" });
         self.known.clear();
         self.just_declined.clear();
-        for eviction in self.evictions.iter_mut().filter(|eviction| eviction.outcome == Outcome::Open) {
-            eviction.outcome = Outcome::Lost;
-        }
+        self.evictions.lose();
     }
 
     /// How an eviction ended. `false`: none is underway.
     pub(crate) fn evicted(&mut self, id: ContainerId, how: Evicted) -> bool {
-        let underway = self.evictions.iter_mut().find(|it| it.container == id && it.outcome == Outcome::Open);
-        let Some(eviction) = underway else { return false };
-        eviction.outcome = Outcome::Told(how);
-        self.seen.saw(
-            "evicted",
-            match how {
-                Evicted::Done => "done",
-                Evicted::Untouched { .. } => "untouched",
-                Evicted::Broken { .. } => "broken",
-            },
-        );
-        true
+        let was_open = self.evictions.end(id, how);
+        let name = match how {
+            Evicted::Done => "done",
+            Evicted::Untouched { .. } => "untouched",
+            Evicted::Broken { .. } => "broken",
+        };
+        if was_open {
+            self.seen.saw("evicted", name);
+        }
+        was_open
     }
 
     /// Whether it was told what a containment is for.
@@ -242,8 +196,7 @@ impl Witness {
     fn closed(&mut self, node: &Node, closed: &Closed, let_go: &[ContainerId]) -> Result<(), String> {
         let Closed { breach, at, why } = closed;
         let id = breach.container;
-        let limited =
-            |cell: &Cell| node.policy(cell).is_some_and(|policy: &std::sync::Arc<Policy>| policy.limits(breach.limit));
+        let limited = |cell: &Cell| node.policy(cell).is_some_and(|policy: &Arc<Policy>| policy.limits(breach.limit));
         let (name, justified) = match why {
             Closing::Gone => ("gone", node.find(id).is_err()),
             Closing::Unlimited => ("unlimited", !node.find(id).is_ok_and(limited)),
@@ -263,28 +216,14 @@ impl Witness {
         all(rules, || format!("closed: {closed:?}"))
     }
 
-    /// Whether too many breach, and what is to be said of it.
+    /// What is to be said of the workloads that breach.
     fn weather(&mut self, node: &Node) -> Option<Alarm> {
         let breaches = |cell: &&Cell| {
             self.known.contains(&cell.id) && self.open.iter().any(|key| key.0 == cell.id && key.1 != Limit::Ingress)
         };
-        let now = node.cells.iter().filter(breaches).fold(0, |bits, cell| bits | 1 << cell.workload);
-        self.breaching.push((node.now, now));
-        let storm = node.settings.allowance.storm;
-        let recent = self.breaching.iter().rev().take_while(|(at, _)| node.now - at <= nanos(storm.per));
-        let recent = recent.fold(0_u32, |bits, (_, now)| bits | now).count_ones();
-        let before = self.storm.is_some();
-        if u64::from(recent) >= storm.workloads.get() {
-            self.storm = Some(node.now);
-        } else if self.storm.is_some_and(|at| node.now - at >= QUIET) {
-            self.storm = None;
-        }
-        let (what, alarm) = match (before, self.storm.is_some()) {
-            (false, true) => ("storm", Alarm::Storm { workloads: recent as usize }),
-            (true, false) => ("calm", Alarm::Calm),
-            _ => return None,
-        };
-        self.seen.saw(what, "");
+        let breaching = node.cells.iter().filter(breaches).fold(0, |bits, cell| bits | 1 << cell.workload);
+        let alarm = self.weather.look(node.now, breaching, node.settings.allowance.storm)?;
+        self.seen.saw(if alarm == Alarm::Calm { "calm" } else { "storm" }, "");
         Some(alarm)
     }
 
@@ -301,7 +240,7 @@ impl Witness {
             Action::Contain { how, until, reason } => {
                 self.seen.saw("contain", "");
                 let contain = policy.and_then(|policy| policy.on_breach.contain);
-                let as_said = |it: guard_core::policy::Contain| *how == it.how && *until == node.now + nanos(it.length);
+                let as_said = |it: Contain| *how == it.how && *until == node.now + nanos(it.length);
                 let rules = [
                     (contain.is_some_and(as_said), "not as the policy says"),
                     (cell.held.is_none(), "it is contained"),
@@ -344,41 +283,28 @@ impl Witness {
             (held || policy.on_breach.contain.is_none(), "not contained first"),
             (!effects.iter().any(releases), "as it is let go"),
             (node.protected.is_none(), "though it is protected"),
-            (self.may_evict(node, cell), "twice"),
-            (self.storm.is_none(), "in a storm"),
-            (!self.is_spent(node, node.settings.allowance.node, |_| true), "beyond the node's budget"),
+            (self.evictions.may(node.now, cell.id), "twice"),
+            (!self.weather.is_storm(), "in a storm"),
+            (!self.is_node_spent(node), "beyond the node's budget"),
             (!self.is_workload_spent(node, cell), "beyond the workload's budget"),
         ];
         all(rules, String::new)?;
-        let last = self.evictions.iter().rfind(|it| it.container == cell.id).map(|it| it.outcome);
-        self.seen.saw(
-            "evict",
-            match last {
-                None => "",
-                Some(Outcome::Lost) => "after it was lost",
-                Some(_) => "again",
-            },
-        );
-        let overdue = node.now + nanos(evict.grace) + 60 * S;
-        let (container, workload) = (cell.id, cell.workload);
-        self.evictions.push(Eviction { at: node.now, container, workload, overdue, outcome: Outcome::Open });
+        let before = self.evictions.begin(node.now, cell, node.now + nanos(evict.grace) + 60 * S);
+        let which = match before {
+            None => "",
+            Some(Outcome::Lost) => "after it was lost",
+            Some(_) => "again",
+        };
+        self.seen.saw("evict", which);
         Ok(())
     }
 
-    /// All its evictions so far failed, and may be tried again.
-    fn may_evict(&self, node: &Node, cell: &Cell) -> bool {
-        let mut of = self.evictions.iter().filter(|it| it.container == cell.id);
-        of.all(|it| it.retry_at().is_some_and(|at| at <= node.now))
-    }
-
-    /// One more now would be one too many in the window that ends now.
-    fn is_spent(&self, node: &Node, budget: Budget, of: impl Fn(&Eviction) -> bool) -> bool {
-        let counts = |it: &&Eviction| of(it) && it.counts() && it.at + nanos(budget.per) >= node.now;
-        self.evictions.iter().filter(counts).count() as u64 >= budget.evictions.get()
+    fn is_node_spent(&self, node: &Node) -> bool {
+        self.evictions.are_spent(node.now, node.settings.allowance.node, None)
     }
 
     fn is_workload_spent(&self, node: &Node, cell: &Cell) -> bool {
-        self.is_spent(node, node.settings.allowance.workload, |it| it.workload == cell.workload)
+        self.evictions.are_spent(node.now, node.settings.allowance.workload, Some(cell.workload))
     }
 
     fn declined(&mut self, node: &Node, declined: &Declined) -> Result<(), String> {
@@ -388,8 +314,8 @@ impl Witness {
         let justified = match why {
             Refusal::KillSwitch => node.kill_switch,
             Refusal::Protected(why) => node.protected == Some(why),
-            Refusal::Budget(Refused::Storm) => self.storm.is_some(),
-            Refusal::Budget(Refused::Node) => self.is_spent(node, node.settings.allowance.node, |_| true),
+            Refusal::Budget(Refused::Storm) => self.weather.is_storm(),
+            Refusal::Budget(Refused::Node) => self.is_node_spent(node),
             Refusal::Budget(Refused::Workload) => self.is_workload_spent(node, cell),
         };
         self.declined.insert((cell.id, *what));
@@ -455,11 +381,11 @@ impl Witness {
         let contain = mode != Mode::Observe && policy.on_breach.contain.is_some() && !breaches.is_empty();
         let contained = cell.held.is_some() || (node.kill_switch && said(Mode::Contain));
         let surely = |key: &&&Key| self.signs.get(&(key.0, key.1)).map_or(0, |(surely, _)| *surely);
-        let due = policy.on_breach.evict.filter(|_| mode == Mode::Evict && self.may_evict(node, cell));
+        let due = policy.on_breach.evict.filter(|_| mode == Mode::Evict && self.evictions.may(node.now, cell.id));
         let due = due
             .is_some_and(|evict| breaches.iter().any(|key| surely(&key).saturating_sub(key.2) >= nanos(evict.after)));
-        let spent = self.is_spent(node, node.settings.allowance.node, |_| true) || self.is_workload_spent(node, cell);
-        let refused = node.kill_switch || node.protected.is_some() || self.storm.is_some() || spent;
+        let spent = self.is_node_spent(node) || self.is_workload_spent(node, cell);
+        let refused = node.kill_switch || node.protected.is_some() || self.weather.is_storm() || spent;
         let rules = [(!contain || contained, "not contained"), (!due || (refused && said(Mode::Evict)), "not evicted")];
         all(rules, String::new)
     }
