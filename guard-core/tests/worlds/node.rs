@@ -269,6 +269,7 @@ impl World {
             }
             saved = serde_json::to_string(&self.judge.save()).map_err(|error| error.to_string())?;
         }
+        self.witness.settling = false;
         let effects = self.judge.settled(self.node.now);
         self.tell(Call::Quiet, effects)?;
         self.node.ids().into_iter().try_for_each(|id| self.packets(id))

@@ -32,6 +32,8 @@ pub(crate) struct Witness {
     pub(crate) seen: Seen,
     /// The containers that the agent knows.
     pub(crate) known: BTreeSet<ContainerId>,
+    /// It does not know all yet.
+    pub(crate) settling: bool,
     open: BTreeSet<Key>,
     ever: BTreeSet<Key>,
     /// Those that a containment was for.
@@ -93,6 +95,7 @@ impl Witness {
     pub(crate) fn restarted(&mut self) {
         self.seen.saw("restart", if self.open.is_empty() { "" } else { "in a breach" });
         self.known.clear();
+        self.settling = true;
         self.just_declined.clear();
         self.evictions.lose();
     }
@@ -347,6 +350,8 @@ impl Witness {
     pub(crate) fn after(&mut self, node: &Node, call: Call, judge: &Judge) -> Result<(), String> {
         let open: BTreeSet<Key> = judge.open().map(key).collect();
         must(open == self.open, || format!("open are {open:?}, and said to be {:?}", self.open))?;
+        let gone = self.open.iter().find(|key| node.find(key.0).is_err()).filter(|_| !self.settling);
+        must(gone.is_none(), || format!("open, and the container is gone: {gone:?}"))?;
         if call != Call::Decides {
             return Ok(());
         }
