@@ -95,6 +95,11 @@ impl Guarded {
         self.controls.report(SLOT)
     }
 
+    /// A word of what they keep, by its offset in [`Control`](guard_common::Control).
+    pub fn word(&self, offset: usize) -> Result<u64> {
+        meter::control(&self.programs, SLOT.0, offset)
+    }
+
     /// Where the bytes went that they noted.
     pub fn evidence(&self) -> Result<Vec<Sample>> {
         Ok(evidence::read(&self.programs, clock::boottime())?)

@@ -8,7 +8,7 @@ use guard_agent::kernel::{
     object::{OBJECT, Options, Parameters, Programs},
     sys::{self, Hook, TestPacket},
 };
-use guard_common::{Counters, Totals};
+use guard_common::{Control, Counters, Totals};
 use ipnet::IpNet;
 
 use crate::net::Wires;
@@ -22,6 +22,14 @@ pub fn counters(programs: &Programs, slot: u32) -> Result<Totals> {
     let mut values = vec![0; stride];
     sys::array_lookup_batch(programs.map("COUNTERS")?, slot, 1, stride, &mut [0], &mut values)?;
     Ok(meters::sum(&values))
+}
+
+/// A word of a slot's [`Control`], by its offset.
+pub fn control(programs: &Programs, slot: u32, offset: usize) -> Result<u64> {
+    let mut value = [0; size_of::<Control>()];
+    sys::array_lookup_batch(programs.map("CONTROLS")?, slot, 1, value.len(), &mut [0], &mut value)?;
+    let (words, _) = value.as_chunks::<8>();
+    Ok(u64::from_ne_bytes(words[offset / 8]))
 }
 
 /// The meter.

@@ -44,7 +44,7 @@ impl Traffic {
     }
 
     /// The next line that it prints.
-    fn line(&mut self) -> Result<String> {
+    pub fn line(&mut self) -> Result<String> {
         let stdout = self.child.stdout.as_mut().context("it has no stdout")?;
         let mut line = String::new();
         BufReader::with_capacity(1, stdout).read_line(&mut line)?;

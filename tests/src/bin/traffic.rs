@@ -5,7 +5,7 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::Arc,
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -64,6 +64,9 @@ struct UdpSend {
     /// Go on when the kernel refuses a datagram (EPERM)
     #[arg(long)]
     stubborn: bool,
+    /// End when the kernel refuses a datagram (EPERM), and print the Unix time in nanoseconds just before it was sent
+    #[arg(long, conflicts_with = "stubborn")]
+    stamp: bool,
 }
 
 #[derive(Args)]
@@ -210,16 +213,24 @@ fn udp_send_thread(send: &UdpSend) -> Result<()> {
             return Ok(());
         }
         let socket = &sockets[index % sockets.len()];
+        let mut before = SystemTime::now();
         // A full queue is waited for, never skipped: what was asked for is sent.
         while let Err(error) = socket.send(&payload[..*size]) {
-            if send.stubborn && error.kind() == std::io::ErrorKind::PermissionDenied {
-                break;
+            if error.kind() == std::io::ErrorKind::PermissionDenied {
+                if send.stamp {
+                    println!("{}", before.duration_since(SystemTime::UNIX_EPOCH)?.as_nanos());
+                    return Ok(());
+                }
+                if send.stubborn {
+                    break;
+                }
             }
             ensure!(
                 error.raw_os_error() == Some(libc::ENOBUFS) || error.kind() == std::io::ErrorKind::ConnectionRefused,
                 "send: {error}"
             );
             thread::sleep(Duration::from_micros(100));
+            before = SystemTime::now();
         }
         bytes += *size as u64;
         match send.rate {

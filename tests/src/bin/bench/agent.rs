@@ -17,6 +17,22 @@ use super::{judge, table};
 /// The time between two scrapes, as Prometheus is often set up.
 const SCRAPE: Duration = Duration::from_secs(15);
 
+/// What an operator might ask for: all kinds of limits, for all containers.
+const CONFIG: &str = "
+mode: contain
+policies:
+  - name: default
+    match: {}
+    egress:
+      rate: 50MiB/s
+      burst: 500MiB
+      quota: {bytes: 20GiB, per: 1h}
+      baseline: {factor: 100, floor: 1MiB/s, learn: 1h}
+    ingress: {rate: 200MiB/s}
+    onBreach:
+      contain: {throttle: 1MiB/s, for: 10m}
+";
+
 #[derive(Serialize)]
 pub(crate) struct Row {
     containers: u32,
@@ -53,13 +69,13 @@ pub(crate) fn run(seconds: u64) -> Result<Report> {
     attach(rows)
 }
 
-/// The agent with a sample each second and a scrape each [`SCRAPE`].
+/// The agent with a sample each second, a scrape each [`SCRAPE`] and [`CONFIG`].
 fn loaded(containers: u32, seconds: u64) -> Result<Row> {
     let pods = Pods::new()?;
     for n in 0..containers {
         pods.container(n / 2, n % 2)?;
     }
-    let setup = Setup::new(&pods, "")?;
+    let setup = Setup::new(&pods, CONFIG)?;
     let start = Instant::now();
     let agent = setup.start()?;
     let start_seconds = start.elapsed().as_secs_f64();
@@ -90,7 +106,7 @@ fn loaded(containers: u32, seconds: u64) -> Result<Row> {
 /// New containers, one after the other, on a machine that does nothing else.
 fn attach(rows: Vec<Row>) -> Result<Report> {
     let pods = Pods::new()?;
-    let setup = Setup::new(&pods, "")?;
+    let setup = Setup::new(&pods, CONFIG)?;
     let agent = setup.start()?;
     for n in 0..300 {
         pods.container(n, 1)?;

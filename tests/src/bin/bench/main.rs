@@ -1,8 +1,9 @@
-//! What counting costs: a packet, a container, a node.
+//! What counting costs: a packet, a container, a node. And how soon a breach is said.
 //!
 //! Rounds are interleaved and medians compared, for machines are noisy: the differences and ratios are what counts.
 
 mod agent;
+mod breach;
 mod packet;
 mod real;
 
@@ -32,6 +33,7 @@ struct Report {
     cpus: usize,
     packet: packet::Report,
     real_traffic: real::Report,
+    breach: breach::Report,
     agent: agent::Report,
 }
 
@@ -43,9 +45,10 @@ fn main() -> Result<()> {
     println!("kernel {kernel}, {cpus} CPUs\n");
     let packet = packet::run(cli.rounds)?;
     let real_traffic = real::run()?;
+    let breach = breach::run()?;
     let agent = agent::run(cli.seconds)?;
     if let Some(path) = cli.json {
-        let report = Report { kernel, cpus, packet, real_traffic, agent };
+        let report = Report { kernel, cpus, packet, real_traffic, breach, agent };
         let text = serde_json::to_string_pretty(&report)?;
         fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))?;
     }
