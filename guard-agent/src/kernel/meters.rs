@@ -318,10 +318,14 @@ unsafe impl aya::Pod for PodRecord {}
 pub fn sum(cpus: &[u8]) -> Totals {
     const WORDS: usize = size_of::<Counters>() / 8;
     const LANE: usize = WORDS / 2;
+    const TALLY: usize = size_of::<guard_common::Tally>() / 8;
     let mut words = [0u64; WORDS];
     let (values, _) = cpus.as_chunks::<8>();
     for (index, value) in values.iter().enumerate() {
-        words[index % WORDS] += u64::from_ne_bytes(*value);
+        // The rest of a lane is not for summing up.
+        if index % LANE < TALLY {
+            words[index % WORDS] += u64::from_ne_bytes(*value);
+        }
     }
     let tally =
         |lane: &[u64]| guard_common::Tally { bytes: [lane[0], lane[1]], packets: [lane[2], lane[3]], dropped: lane[4] };
@@ -334,7 +338,10 @@ mod tests {
 
     #[test]
     fn a_slots_counters_are_summed_over_all_cpus() {
-        let words: Vec<u8> = (0..48u64).flat_map(u64::to_ne_bytes).collect();
+        let mut words: Vec<u64> = (0..48).collect();
+        // What the programs keep beside the counts may be anything.
+        words.iter_mut().skip(7).step_by(8).for_each(|word| *word = u64::MAX);
+        let words: Vec<u8> = words.into_iter().flat_map(u64::to_ne_bytes).collect();
         let totals = sum(&words);
         // Three CPUs of 16 words each: word i is i + (i + 16) + (i + 32).
         assert_eq!((totals.egress.bytes, totals.egress.packets, totals.egress.dropped), ([48, 51], [54, 57], 60));
