@@ -69,7 +69,9 @@ impl Guard {
         self.metrics.breaches.with_label_values(&[limit.name()]).inc();
         let destinations = self.top(container, limit);
         let Some(owner) = self.owner(container) else { return };
-        let contained = self.judge.contained_now(container).filter(|_| limit.is_egress());
+        // One that begins with this breach is noted when it is carried out.
+        let before = |contained: &Contained| limit.is_egress() && contained.since < since;
+        let contained = self.judge.contained_now(container).filter(before);
         let report = Report {
             state: State::Open,
             opened: wall(since),
@@ -208,6 +210,15 @@ impl Guard {
         };
         self.judge.evicted(ContainerId(target.cgroup_id), how);
         self.keep_now();
+        let why = match outcome {
+            Outcome::Done { .. } | Outcome::Gone => return,
+            Outcome::Protected(why) => why.to_string(),
+            Outcome::KillSwitch => "the kill switch is engaged".into(),
+            Outcome::Failed(error) => error.to_string(),
+        };
+        if let Some(report) = self.voice.breaches.not_evicted(target.cgroup_id, &why) {
+            self.voice.alert(|node| Alert::of(&report, node));
+        }
     }
 
     /// The destinations that got most of what a limit is about; for a limit of ingress, the sources.
