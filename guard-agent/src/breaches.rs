@@ -175,6 +175,17 @@ impl Breaches {
         self.update(cgroup_id, limit, |report| report.done.push(done))
     }
 
+    /// Notes why the eviction that was begun last for a container did not take place. Its breach may be over by now: the
+    /// kill switch ends the containment, and with it the breach. `None`: none of it is kept any more.
+    pub fn not_evicted(&self, cgroup_id: u64, why: &str) -> Option<Report> {
+        let mut reports = self.lock();
+        let evicted = |done: &Done| matches!(done, Done::Evicted { .. });
+        let is_it = |report: &&mut Report| report.cgroup_id == cgroup_id && report.done.iter().any(evicted);
+        let report = reports.iter_mut().rev().find(is_it)?;
+        report.done.push(Done::Nothing { why: format!("not evicted: {why}") });
+        Some(report.clone())
+    }
+
     /// Closes a breach. As [`Self::update`].
     pub fn close(&self, cgroup_id: u64, limit: Limit, at: SystemTime) -> Option<Report> {
         self.update(cgroup_id, limit, |report| {
@@ -304,6 +315,21 @@ mod tests {
         let states: Vec<_> = breaches.newest_first().iter().map(|r| (r.limit, r.state, r.done.len())).collect();
         let expected = [(Limit::Rate, State::Open, 1), (Limit::Quota, State::Open, 0), (Limit::Rate, State::Closed, 0)];
         assert_eq!(states, expected);
+    }
+
+    #[test]
+    fn what_became_of_an_eviction_is_noted_where_it_was_begun() {
+        let breaches = Breaches::default();
+        breaches.open(example(7));
+        assert_eq!(breaches.not_evicted(7, "no"), None, "none was begun");
+        breaches.done(7, Limit::Rate, Done::Evicted { at: Time(SystemTime::UNIX_EPOCH) });
+        breaches.close(7, Limit::Rate, SystemTime::now());
+        breaches.open(example(7));
+        breaches.open(example(8));
+        let told = breaches.not_evicted(7, "no").expect("it was begun");
+        assert_eq!((told.state, told.done.len()), (State::Closed, 2));
+        assert_eq!(told.done[1], Done::Nothing { why: "not evicted: no".into() });
+        assert_eq!(breaches.newest_first().iter().map(|report| report.done.len()).collect::<Vec<_>>(), [0, 0, 2]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::{
     eventually,
     net::Wire,
     pods::{Container, Pods},
-    process::wait,
+    process::{kill, wait},
     sibling, unique,
 };
 
@@ -108,6 +108,11 @@ impl Setup {
     /// Where it logs.
     pub fn log(&self) -> PathBuf {
         self.dir.join("log")
+    }
+
+    /// A file of its folder, for the test's own use.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
     }
 
     /// Starts it.
@@ -284,12 +289,7 @@ impl Agent {
 
     /// `GET`s a path of the socket.
     pub fn ask(&self, path: &str) -> Result<String> {
-        let mut socket = UnixStream::connect(&self.socket)?;
-        write!(socket, "GET {path} HTTP/1.1\r\nHost: agent\r\n\r\n")?;
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer)?;
-        let body = answer.strip_prefix("HTTP/1.1 200 OK\r\n").and_then(|answer| answer.split_once("\r\n\r\n"));
-        Ok(body.with_context(|| format!("the socket answers {answer}"))?.1.to_owned())
+        ask(&self.socket, path)
     }
 
     /// Waits until a container has its meter.
@@ -320,6 +320,36 @@ impl Agent {
         &self.socket
     }
 
+    /// How many lines of [`Self::log`] have this text.
+    pub fn said(&self, text: &str) -> Result<usize> {
+        Ok(self.log()?.lines().filter(|line| line.contains(text)).count())
+    }
+
+    /// Waits until it has said this.
+    pub fn hear(&self, text: &str, limit: Duration) -> Result<()> {
+        eventually(&format!("the agent says {text:?}"), limit, || {
+            ensure!(self.said(text)? > 0, "{}", self.log()?);
+            Ok(())
+        })
+    }
+
+    /// The value of a container's series, as of now.
+    pub fn gauge(&self, name: &str, container: &Container) -> Result<u64> {
+        let series = format!("{name}{{container=\"{}\",", container.label());
+        let metrics = self.scrape()?;
+        let found = metrics.0.iter().find(|(found, _)| found.starts_with(&series));
+        Ok(*found.with_context(|| format!("no {series}"))?.1 as u64)
+    }
+
+    /// Waits until [`Self::gauge`] is this.
+    pub fn wait_for_gauge(&self, name: &str, container: &Container, value: u64) -> Result<()> {
+        eventually(&format!("{name} of {} is {value}", container.label()), Duration::from_secs(15), || {
+            let found = self.gauge(name, container)?;
+            ensure!(found == value, "it is {found}");
+            Ok(())
+        })
+    }
+
     /// What it logged, and its predecessors with the same setup.
     pub fn log(&self) -> Result<String> {
         Ok(fs::read_to_string(&self.log)?)
@@ -332,6 +362,16 @@ impl Agent {
         let status = wait(&mut self.child, Duration::from_secs(10))?;
         Ok((status.code(), start.elapsed()))
     }
+}
+
+/// `GET`s a path of an agent's socket.
+pub fn ask(socket: &Path, path: &str) -> Result<String> {
+    let mut socket = UnixStream::connect(socket)?;
+    write!(socket, "GET {path} HTTP/1.1\r\nHost: agent\r\n\r\n")?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer)?;
+    let body = answer.strip_prefix("HTTP/1.1 200 OK\r\n").and_then(|answer| answer.split_once("\r\n\r\n"));
+    Ok(body.with_context(|| format!("the socket answers {answer}"))?.1.to_owned())
 }
 
 impl Drop for Agent {
@@ -356,11 +396,4 @@ fn alone(command: &mut Command) {
             Ok(())
         });
     }
-}
-
-/// Sends a signal to a child that was not waited for yet.
-#[expect(unsafe_code, reason = "kill(2)")]
-fn kill(child: u32, signal: i32) {
-    // SAFETY: takes two numbers.
-    unsafe { libc::kill(child as i32, signal) };
 }

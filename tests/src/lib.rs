@@ -10,7 +10,9 @@ pub mod net;
 pub mod pods;
 pub mod process;
 pub mod random;
+pub mod receiver;
 pub mod statistics;
+pub mod supervisor;
 pub mod world;
 
 use std::{

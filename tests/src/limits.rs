@@ -29,21 +29,14 @@ pub fn sender(world: &World, container: &Container, rate: u64) -> Result<Traffic
     Traffic::start(&world.wires.node, Some(container), &send)
 }
 
-/// A container's series, by its metric's name.
+/// The value of a container's series, by its metric's name.
 pub fn metric(world: &World, name: &str, container: &Container) -> Result<u64> {
-    let series = format!("{name}{{container=\"{}\",", container.label());
-    let metrics = world.agent().scrape()?;
-    let found = metrics.0.iter().find(|(found, _)| found.starts_with(&series));
-    Ok(*found.with_context(|| format!("no {series}"))?.1 as u64)
+    world.agent().gauge(name, container)
 }
 
 /// Waits until a container's series has a value.
 pub fn wait_for(world: &World, name: &str, container: &Container, value: u64) -> Result<()> {
-    eventually(&format!("{name} is {value}"), Duration::from_secs(15), || {
-        let found = metric(world, name, container)?;
-        ensure!(found == value, "it is {found}");
-        Ok(())
-    })
+    world.agent().wait_for_gauge(name, container, value)
 }
 
 /// Metric of a container.

@@ -19,7 +19,7 @@ pub fn run(command: &str) -> Result<String> {
 }
 
 /// A network namespace with one end of the wire.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Namespace {
     /// Its name.
     pub name: String,

@@ -22,7 +22,7 @@ pub struct Pods {
 }
 
 /// A cgroup in the place of a container's.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Container {
     /// Its folder.
     pub path: PathBuf,

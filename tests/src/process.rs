@@ -27,12 +27,23 @@ impl Traffic {
     /// instruction.
     pub fn start(namespace: &Namespace, container: Option<&Container>, arguments: &str) -> Result<Self> {
         let mut command = Command::new(sibling("traffic")?);
-        command.args(arguments.split_whitespace()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(arguments.split_whitespace());
+        Self::spawn(command, namespace, container, arguments)
+    }
+
+    /// Starts a shell script instead of the generator.
+    pub fn shell(namespace: &Namespace, container: Option<&Container>, script: &str) -> Result<Self> {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Self::spawn(command, namespace, container, script)
+    }
+
+    fn spawn(mut command: Command, namespace: &Namespace, container: Option<&Container>, what: &str) -> Result<Self> {
         let namespace = namespace.open()?;
         let procs = container.map(Container::procs).transpose()?;
         enter(&mut command, namespace, procs);
-        let child = command.spawn().with_context(|| format!("start traffic {arguments}"))?;
-        Ok(Self { child, command: arguments.into() })
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        Ok(Self { child: child.with_context(|| format!("start {what}"))?, command: what.into() })
     }
 
     /// Starts a sink or an echo and waits until it listens.
@@ -74,9 +85,14 @@ impl Traffic {
         stdin.write_all(b"go\n").with_context(|| format!("traffic {} does not listen", self.command))
     }
 
+    /// Waits for its end, whatever it is.
+    pub fn ended(&mut self) -> Result<ExitStatus> {
+        wait(&mut self.child, LIMIT).with_context(|| format!("traffic {}", self.command))
+    }
+
     /// Waits for its end, which must be a good one.
     pub fn finish(mut self) -> Result<()> {
-        let status = wait(&mut self.child, LIMIT).with_context(|| format!("traffic {}", self.command))?;
+        let status = self.ended()?;
         ensure!(status.success(), "traffic {} ended with {status}", self.command);
         Ok(())
     }
@@ -102,6 +118,13 @@ pub fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
         Some(status) => Ok(status),
         None => bail!("it still runs after {:?}", start.elapsed()),
     })
+}
+
+/// Sends a signal to a child that was not waited for yet.
+#[expect(unsafe_code, reason = "kill(2)")]
+pub fn kill(child: u32, signal: i32) {
+    // SAFETY: takes two numbers.
+    unsafe { libc::kill(child as i32, signal) };
 }
 
 /// Makes a command start in a namespace and a cgroup, out of a terminal's reach: Ctrl-C is for the parent to handle.

@@ -4,10 +4,10 @@ use anyhow::{Result, ensure};
 
 use crate::{
     agent::{Agent, Metrics, Setup},
-    net::{EXTERNAL_V4, Interface, Wire, Wires},
+    net::{EXTERNAL_V4, Interface, Wire, Wires, run},
     pods::{Container, Pods},
     process::Traffic,
-    require_root,
+    require_root, sibling,
 };
 
 /// A wire, a tree of pods and a running agent. Fields are dropped in this order.
@@ -43,9 +43,15 @@ pub struct Reading {
 impl World {
     /// Makes it all and starts the agent.
     pub fn new(config: &str) -> Result<Self> {
+        Self::prepared(|_, setup| setup.configure(config))
+    }
+
+    /// As [`Self::new`], with what has to be known or changed before the agent starts.
+    pub fn prepared(prepare: impl FnOnce(&Pods, &mut Setup) -> Result<()>) -> Result<Self> {
         require_root()?;
         let (wires, pods) = (Wires::new()?, Pods::new()?);
-        let setup = Setup::new(&pods, config)?;
+        let mut setup = Setup::new(&pods, "")?;
+        prepare(&pods, &mut setup)?;
         let agent = Some(setup.start()?);
         Ok(Self { agent, setup, pods, wires })
     }
@@ -66,6 +72,13 @@ impl World {
         Ok(container)
     }
 
+    /// A service that has its meter.
+    pub fn service(&self, name: &str) -> Result<Container> {
+        let service = self.pods.service(name)?;
+        self.agent().wait_for(&service)?;
+        Ok(service)
+    }
+
     /// Takes what [`Self::send`] sends.
     pub fn sink(&self) -> Result<Traffic> {
         Traffic::serve(&self.wires.world, None, &format!("udp-sink --bind {EXTERNAL_V4}:9100"))
@@ -76,6 +89,13 @@ impl World {
         let send = format!("udp-send --to {EXTERNAL_V4}:9100 --sizes {size} --count {count}");
         Traffic::run(&self.wires.node, Some(container), &send)?;
         Ok(Wire { bytes: count * (size + HEADERS), packets: count })
+    }
+
+    /// `guard-agent kill-switch` with this word. `off` fails if another source still engages it.
+    pub fn kill_switch(&self, word: &str) -> Result<()> {
+        let (agent, bpffs, socket) = (sibling("guard-agent")?, &self.setup.bpffs, self.agent().socket());
+        let (agent, bpffs, socket) = (agent.display(), bpffs.display(), socket.display());
+        run(&format!("{agent} kill-switch {word} --bpffs {bpffs} --socket {socket}")).map(drop)
     }
 
     /// Reads the wire and these containers' series, once nothing moves any more.
@@ -97,11 +117,20 @@ impl World {
     /// much.
     pub fn assert_exact(&self, before: Reading, containers: &[&Container]) -> Result<Interface> {
         let after = self.read(containers)?;
-        let (metered, wire) = (after.metered - before.metered, after.wire - before.wire);
-        ensure!(wire.dropped == 0, "the wire dropped {} packets: the machine is too busy for this test", wire.dropped);
-        ensure!(metered == wire, "the meters say {metered:?},\nthe wire says   {wire:?}");
+        let wire = after.moved(before)?;
         let node = [after.node[0] - before.node[0], after.node[1] - before.node[1]];
         ensure!(node == [wire.tx.bytes, wire.rx.bytes], "the node's meter says {node:?}, the wire says {wire:?}");
+        Ok(wire)
+    }
+}
+
+impl Reading {
+    /// Fails unless the containers' series and the wire moved by the same since `before`, whatever the node's meter says:
+    /// it has no part in services. Returns by how much.
+    pub fn moved(&self, before: Self) -> Result<Interface> {
+        let (metered, wire) = (self.metered - before.metered, self.wire - before.wire);
+        ensure!(wire.dropped == 0, "the wire dropped {} packets: the machine is too busy for this test", wire.dropped);
+        ensure!(metered == wire, "the meters say {metered:?},\nthe wire says   {wire:?}");
         Ok(wire)
     }
 }

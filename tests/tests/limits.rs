@@ -11,7 +11,6 @@ use guard_tests::{
     limits::{BLOCK, BREACHED, CONTAINED, DROPPED, config, flows, metric, said, sender, wait_for},
     net::{EXTERNAL_V4, NODE, run},
     process::Traffic,
-    sibling,
     world::World,
 };
 use serde_json::Value;
@@ -165,15 +164,8 @@ fn the_kill_switch_lifts_it_at_once_also_when_the_agent_hangs() -> Result<()> {
     let (_sink, container) = (world.sink()?, world.container(1, 1)?);
     let _sender = sender(&world, &container, 1_000_000)?;
     wait_for(&world, CONTAINED, &container, 1)?;
-    let bpffs = world.setup.bpffs.display().to_string();
-    let switch = |word: &str| -> Result<()> {
-        let agent = sibling("guard-agent")?.display().to_string();
-        let socket = world.agent().socket().display().to_string();
-        // Off fails if another source still engages it, on never does.
-        run(&format!("{agent} kill-switch {word} --bpffs {bpffs} --socket {socket}")).map(drop)
-    };
     world.agent().stop_and_continue(|| {
-        switch("on")?;
+        world.kill_switch("on")?;
         let took = flows(&world, 500_000, 2_000_000, Duration::from_secs(2))?;
         ensure!(took < Duration::from_millis(200), "engaged, and traffic flows only {took:?} later");
         Ok(())
@@ -187,14 +179,14 @@ fn the_kill_switch_lifts_it_at_once_also_when_the_agent_hangs() -> Result<()> {
     thread::sleep(Duration::from_secs(2));
     ensure!(actions(&world)? == before && metric(&world, CONTAINED, &container)? == 0);
     flows(&world, 500_000, 2_000_000, Duration::from_secs(1))?;
-    switch("off")?;
+    world.kill_switch("off")?;
     wait_for(&world, CONTAINED, &container, 1)?;
     flows(&world, 0, 1000, Duration::from_secs(1))?;
 
     // The file's say is another's, and both hold.
     world.setup.configure(&format!("killSwitch: true\n{}", config("contain", BLOCK)))?;
     wait_for(&world, CONTAINED, &container, 0)?;
-    ensure!(switch("off").is_err(), "the file still engages it");
+    ensure!(world.kill_switch("off").is_err(), "the file still engages it");
     world.setup.configure(&config("contain", BLOCK))?;
     wait_for(&world, CONTAINED, &container, 1)?;
     Ok(())

@@ -239,15 +239,17 @@ impl Guard {
             Outcome::Protected(_) => Evicted::Untouched { retry_at: u64::MAX },
             Outcome::KillSwitch | Outcome::Failed(_) => Evicted::Broken { retry_at },
         };
-        let id = ContainerId(target.cgroup_id);
-        if !matches!(how, Evicted::Done) {
-            let why = format!("not evicted after all: {}", outcome.name());
-            for breach in self.judge.open().filter(|breach| breach.container == id).copied().collect::<Vec<_>>() {
-                self.done(breach, Done::Nothing { why: why.clone() });
-            }
-        }
-        self.judge.evicted(id, how);
+        self.judge.evicted(ContainerId(target.cgroup_id), how);
         drop(self.keep_now());
+        let why = match outcome {
+            Outcome::Done { .. } | Outcome::Gone => return,
+            Outcome::Protected(why) => why.to_string(),
+            Outcome::KillSwitch => "the kill switch is engaged".into(),
+            Outcome::Failed(error) => error.to_string(),
+        };
+        if let Some(report) = self.voice.breaches.not_evicted(target.cgroup_id, &why) {
+            self.voice.alert(|node| Alert::of(&report, node));
+        }
     }
 
     /// The destinations that got most of what a limit is about; for a limit of ingress, the sources.
