@@ -3,8 +3,8 @@
 //! Only the kernel is a model, for a trace has one count per sample and not each packet:
 //!
 //! - What was sent within a sample counts as sent evenly, and a rate limit is crossed at the sample's end. So each breach
-//!   of a rate is one that the kernel would have found, within that sample; but a burst that is over sooner than a sample
-//!   and that the rate makes up for within it is not seen.
+//!   of a rate is one that the kernel would have found within that sample (to within the credit that its CPUs hold, and
+//!   while nothing was held); but a burst that the rate makes up for within the same sample is not seen.
 //! - Recorded is what went its way while nothing was held. While the replay holds a container, that is what it would have
 //!   sent: of it the throttle's rate passes in each sample, and the rest is dropped. What a real one would have done with
 //!   less (gone on, retried, given up) nobody knows.
