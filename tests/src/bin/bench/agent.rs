@@ -128,7 +128,7 @@ fn attach(rows: Vec<Row>) -> Result<Report> {
         100.0 * report.attach_within_10_ms,
         100.0 * of("_bucket{le=\"0.004\"}") / count,
     );
-    judge("containers not attached within 10 ms", 100.0 * (1.0 - report.attach_within_10_ms), 1.0, "%");
+    judge("containers not attached within 10 ms", 100.0 * (count - within) / count, 1.0, "%");
     Ok(report)
 }
 
