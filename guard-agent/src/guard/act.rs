@@ -5,7 +5,7 @@ use std::sync::Arc;
 use guard_common::Class;
 use tracing::{error, info, warn};
 
-use super::Guard;
+use super::{Guard, hammer::Blow};
 use crate::{
     breaches::{Destination, Done, Report, State, Time},
     clock,
@@ -172,12 +172,12 @@ impl Guard {
             Action::Evict { grace, reason } => {
                 let Some(owner) = self.owner(id) else { return };
                 let target = Target { cgroup_id: id.0, cgroup_path: owner.path.clone(), labels: owner.labels.clone() };
-                // Said and kept before it is done: an agent that dies in between does not do it twice.
-                warn!(container = self.name(id), limit = %reason.limit, ?grace, "evicting");
+                // Kept before it is said and done: an agent that dies in between does not do it twice.
                 self.metrics.actions.with_label_values(&["evict"]).inc();
                 self.done(reason, Done::Evicted { at: wall(clock::boottime()) });
                 let written = self.keep_now();
-                self.hammer.strike(target, grace, written);
+                let (container, limit) = (self.name(id), reason.limit);
+                self.hammer.strike(Blow { target, grace, container, limit }, written);
             }
         }
     }

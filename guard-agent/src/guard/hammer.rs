@@ -6,9 +6,11 @@ use std::{
 };
 
 use tokio::sync::{mpsc, watch};
+use tracing::warn;
 
 use super::keep::Written;
 use crate::{
+    core::breach::Limit,
     kernel::kill_switch::KillSwitch,
     orchestrator::local::{Local, Outcome, Target},
     snapshot::Snapshot,
@@ -19,6 +21,16 @@ pub const NONE: &str = "there is no orchestrator that would start it afresh (--o
 
 /// An eviction that has ended.
 pub type Struck = (Target, Outcome);
+
+/// An eviction, and for what.
+#[derive(Debug)]
+pub(super) struct Blow {
+    pub(super) target: Target,
+    pub(super) grace: Duration,
+    /// Its name, for the log.
+    pub(super) container: String,
+    pub(super) limit: Limit,
+}
 
 /// Evicts.
 #[derive(Debug)]
@@ -46,13 +58,15 @@ impl Hammer {
     }
 
     /// Begins an eviction, once it is `kept` that it is begun.
-    pub(super) fn strike(&self, target: Target, grace: Duration, kept: Written) {
+    pub(super) fn strike(&self, blow: Blow, kept: Written) {
         let Some(local) = self.local.clone() else { return };
         let (kill_switch, struck) = (Arc::clone(&self.kill_switch), self.struck.clone());
         let snapshots = self.snapshots.clone();
         tokio::spawn(async move {
             // Not kept is said already, and the budget is still in memory.
             let _done = kept.await;
+            let Blow { target, grace, container, limit } = blow;
+            warn!(container, %limit, ?grace, "evicting");
             let begun = SystemTime::now();
             let outcome = local.evict(&target, grace, || kill_switch.engaged()).await;
             let replaced = matches!(outcome, Outcome::Done { .. } | Outcome::Gone);
