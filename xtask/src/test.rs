@@ -15,7 +15,7 @@ const WHOLE_SYSTEM: &str = "guard-tests";
 const EXACT: [&str; 6] = ["exact", "lifecycle", "packets", "atomics", "police", "restart"];
 
 /// The others wait most of the time, each for an agent of its own: so many at once.
-const AT_ONCE: &str = "4";
+const AT_ONCE: &str = "3";
 
 /// In how many random worlds the core's properties are tested.
 const CASES: &str = "EGRESS_GUARD_CASES";
