@@ -1,7 +1,9 @@
 //! How long a day of 250 busy containers takes to replay, every kind of limit checked with every sample. Wants
 //! `--release`.
 
-use std::{fs, path::Path, time::Duration, time::Instant};
+mod on_cpu;
+
+use std::{path::Path, time::Instant};
 
 use guard_common::Totals;
 use guard_core::{
@@ -13,6 +15,8 @@ use guard_core::{
     replay::Replay,
     trace::{Container, Header, Reader, Record, Sample, Writer},
 };
+
+use on_cpu::on_cpu;
 
 const CONTAINERS: u64 = 250;
 const SAMPLES: u64 = 86_400;
@@ -80,11 +84,4 @@ fn counted(number: u64, second: u64) -> Totals {
     totals.egress.bytes = [count(1), count(2) * if attack { 200 } else { 1 }];
     totals.ingress.bytes = [count(3), count(4)];
     totals
-}
-
-/// How long this process had a CPU: other processes' work is not in it, as it would be in a clock's time.
-fn on_cpu() -> Duration {
-    let schedstat = fs::read_to_string("/proc/self/schedstat").expect("Linux");
-    let nanos = schedstat.split_whitespace().next().and_then(|nanos| nanos.parse().ok());
-    Duration::from_nanos(nanos.expect("nanoseconds first"))
 }

@@ -1,6 +1,8 @@
 //! How long it takes to write and to read a day of 250 busy containers, sampled every second. Wants `--release`.
 
-use std::{fs, time::Duration};
+mod on_cpu;
+
+use std::time::Duration;
 
 use guard_common::Totals;
 use guard_core::{
@@ -8,6 +10,8 @@ use guard_core::{
     policy::Subject,
     trace::{Container, Header, Reader, Record, Sample, Writer},
 };
+
+use on_cpu::on_cpu;
 
 const CONTAINERS: u64 = 250;
 const SAMPLES: u64 = 86_400;
@@ -48,13 +52,6 @@ fn counted(seed: u64) -> Totals {
     totals.egress.bytes = [count(1), count(2)];
     totals.ingress.bytes = [count(3), count(4)];
     totals
-}
-
-/// How long this process had a CPU: other processes' work is not in it, as it would be in a clock's time.
-fn on_cpu() -> Duration {
-    let schedstat = fs::read_to_string("/proc/self/schedstat").expect("Linux");
-    let nanos = schedstat.split_whitespace().next().and_then(|nanos| nanos.parse().ok());
-    Duration::from_nanos(nanos.expect("nanoseconds first"))
 }
 
 fn say(what: &str, begun: Duration, bytes: usize) {

@@ -84,6 +84,14 @@ impl std::fmt::Display for Labels {
 }
 
 impl Labels {
+    /// The workload of a container of which no owner is known: its names. A fresh container of the same names is its
+    /// replacement.
+    #[must_use]
+    pub fn workload(&self) -> String {
+        let Self { namespace, pod, container } = self;
+        format!("{namespace}/{pod}/{container}")
+    }
+
     /// The labels of a container of which only the cgroup is known.
     pub fn of(identity: &Identity, extra: bool, path: &str) -> Self {
         if extra {

@@ -167,7 +167,7 @@ impl Replay {
     fn appears(&mut self, container: trace::Container) {
         let trace::Container { id, subject, workload, totals: _ } = container;
         let names = subject.names.clone();
-        let workload = if workload.is_empty() { self::workload(&names) } else { workload };
+        let workload = if workload.is_empty() { names.workload() } else { workload };
         let effects = self.judge.appeared(self.before, id, subject, workload.into());
         self.note(self.before, effects);
         let live = match self.live.iter().position(|live| live.id == id) {
@@ -371,14 +371,6 @@ impl Report {
     pub fn wall(&self, at: u64) -> u64 {
         self.header.wall.saturating_add(at.saturating_sub(self.header.at))
     }
-}
-
-/// The workload of a container of which no owner is known: its names. A fresh container of the same names is its
-/// replacement.
-#[must_use]
-pub fn workload(names: &Labels) -> String {
-    let Labels { namespace, pod, container } = names;
-    format!("{namespace}/{pod}/{container}")
 }
 
 #[cfg(test)]

@@ -295,7 +295,7 @@ fn the_report_is_what_the_judge_says() {
         let effects = match record {
             Record::Appears(container) => {
                 let names = &container.subject.names;
-                judge.appeared(before, container.id, container.subject.clone(), workload(names).into())
+                judge.appeared(before, container.id, container.subject.clone(), names.workload().into())
             }
             Record::Gone(id) => judge.gone(before, *id),
             Record::Sample(sample) => {

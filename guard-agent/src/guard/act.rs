@@ -234,20 +234,16 @@ impl Guard {
     /// An eviction has ended.
     pub fn evicted(&mut self, target: &Target, outcome: &Outcome) {
         let retry_at = clock::boottime() + RETRY;
-        let how = match outcome {
-            Outcome::Done { .. } | Outcome::Gone => Evicted::Done,
-            Outcome::Protected(_) => Evicted::Untouched { retry_at: u64::MAX },
-            Outcome::KillSwitch | Outcome::Failed(_) => Evicted::Broken { retry_at },
+        let (how, why_not) = match outcome {
+            Outcome::Done { .. } | Outcome::Gone => (Evicted::Done, None),
+            Outcome::Protected(why) => (Evicted::Untouched { retry_at: u64::MAX }, Some(why.to_string())),
+            Outcome::KillSwitch => (Evicted::Broken { retry_at }, Some("the kill switch is engaged".into())),
+            Outcome::Failed(error) => (Evicted::Broken { retry_at }, Some(error.to_string())),
         };
         self.judge.evicted(ContainerId(target.cgroup_id), how);
         drop(self.keep_now());
-        let why = match outcome {
-            Outcome::Done { .. } | Outcome::Gone => return,
-            Outcome::Protected(why) => why.to_string(),
-            Outcome::KillSwitch => "the kill switch is engaged".into(),
-            Outcome::Failed(error) => error.to_string(),
-        };
-        if let Some(report) = self.voice.breaches.not_evicted(target.cgroup_id, &why) {
+        let noted = why_not.and_then(|why| self.voice.breaches.not_evicted(target.cgroup_id, &why));
+        if let Some(report) = noted {
             self.voice.alert(|node| Alert::of(&report, node));
         }
     }

@@ -45,9 +45,8 @@ impl Guard {
     /// from an earlier agent.
     pub(super) fn introduce(&mut self, slot: Slot, owner: &Owner, adopted: bool) {
         let (now, id) = (clock::boottime(), ContainerId(owner.cgroup_id));
-        // Without a cluster the labels are all that is known of the workload.
         let names = owner.labels.clone();
-        let workload = format!("{}/{}/{}", names.namespace, names.pod, names.container).into();
+        let workload = names.workload().into();
         let mut effects = self.judge.appeared(now, id, Subject { names, ..Subject::default() }, workload);
         // An agent that died before it said whose the slot is has left another's orders there.
         let mut seen = Seen::default();
