@@ -1,5 +1,7 @@
 //! Limits and containments: what the judge orders goes to the kernel, what the kernel finds goes to the judge.
 
+use std::sync::Arc;
+
 use guard_common::Containment;
 use tracing::{info, warn};
 
@@ -12,6 +14,7 @@ use crate::{
     core::{
         breach::{ContainerId, Limit},
         event::Crossing,
+        judge::About,
         ledger::{Owner, Slot},
         policy::{Count, Subject},
         usage::Rates,
@@ -40,14 +43,20 @@ impl From<Report> for Seen {
     }
 }
 
+/// What is known of a container, as far as its cgroup tells.
+fn about(owner: &Owner) -> About {
+    let names = owner.labels.clone();
+    let workload: Arc<str> = names.workload().into();
+    let subject = Subject { names, ..Subject::default() };
+    About { subject, series: Arc::clone(&workload), workload, unit: None, pod: None }
+}
+
 impl Guard {
     /// A container has a slot: the judge hears of it, and the slot's programs of its limits. `adopted`: they know them
     /// from an earlier agent.
     pub(super) fn introduce(&mut self, slot: Slot, owner: &Owner, adopted: bool) {
         let (now, id) = (clock::boottime(), ContainerId(owner.cgroup_id));
-        let names = owner.labels.clone();
-        let workload = names.workload().into();
-        let mut effects = self.judge.appeared(now, id, Subject { names, ..Subject::default() }, workload);
+        let mut effects = self.judge.appeared(now, id, about(owner));
         // An agent that died before it said whose the slot is has left another's orders there.
         let mut seen = Seen::default();
         if adopted && self.kernel.controls.owner(slot) == owner.cgroup_id {
