@@ -157,6 +157,7 @@ impl Budgets {
         breaching: impl IntoIterator<Item = Breaching<'a>>,
     ) -> Option<Alarm> {
         let Storm { workloads: most, pods: share, per } = self.allowance.storm;
+        self.excused.retain(|_, at| within(now, *at, nanos(per)));
         for Breaching { workload, pod } in breaching {
             if let Some(at) = self.excused.get_mut(workload) {
                 *at = now;
@@ -165,7 +166,7 @@ impl Budgets {
             self.breaching.insert(Arc::clone(workload), now);
             self.pods.insert(Arc::clone(pod), now);
         }
-        for seen in [&mut self.breaching, &mut self.pods, &mut self.excused] {
+        for seen in [&mut self.breaching, &mut self.pods] {
             seen.retain(|_, at| within(now, *at, nanos(per)));
         }
         let (workloads, pods) = (self.breaching.len(), self.pods.len());

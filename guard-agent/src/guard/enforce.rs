@@ -1,7 +1,5 @@
 //! Limits and containments: what the judge orders goes to the kernel, what the kernel finds goes to the judge.
 
-use std::sync::Arc;
-
 use guard_common::Containment;
 use tracing::{info, warn};
 
@@ -46,9 +44,8 @@ impl From<Report> for Seen {
 /// What is known of a container, as far as its cgroup tells.
 fn about(owner: &Owner) -> About {
     let names = owner.labels.clone();
-    let workload: Arc<str> = names.workload().into();
-    let subject = Subject { names, ..Subject::default() };
-    About { subject, series: Arc::clone(&workload), workload, unit: None, pod: None }
+    let workload = names.workload().into();
+    About::on_its_own(Subject { names, ..Subject::default() }, workload)
 }
 
 impl Guard {

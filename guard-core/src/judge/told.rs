@@ -68,6 +68,14 @@ pub struct About {
     pub pod: Option<Arc<Pod>>,
 }
 
+impl About {
+    /// A container in no pod, with a normal of its own.
+    #[must_use]
+    pub fn on_its_own(subject: Subject, workload: Arc<str>) -> Self {
+        Self { subject, series: Arc::clone(&workload), workload, unit: None, pod: None }
+    }
+}
+
 /// Something to be said or done.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
