@@ -3,3 +3,5 @@
 #![forbid(unsafe_code)]
 
 pub mod connect;
+pub mod convert;
+pub mod evict;
