@@ -17,7 +17,7 @@ use crate::{
     guard::{
         Guard, Parts,
         commands::{self, Command},
-        hammer::{Hammer, Struck},
+        hammer::{Arm, Hammer, Struck},
         keep::Keeper,
         voice::Voice,
     },
@@ -131,14 +131,14 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     }
     // Before the first walk, so that no cgroup is missed between the two.
     let events = kernel.events()?;
-    let local = match options.orchestrator {
-        Orchestrator::None => None,
-        Orchestrator::Local => Some(Local::new(root)?),
+    let arm = match options.orchestrator {
+        Orchestrator::None => Arm::Nobody,
+        Orchestrator::Local => Arm::Local(Local::new(root)?),
     };
-    for collector in local.iter().flat_map(Local::collectors) {
+    for collector in arm.collectors() {
         metrics.register(collector)?;
     }
-    let (hammer, struck) = Hammer::new(local, Arc::clone(&kill_switch), latest);
+    let (hammer, struck) = Hammer::new(arm, Arc::clone(&kill_switch), latest);
     let webhook = Webhook::new()?;
     for collector in webhook.collectors() {
         metrics.register(collector)?;
@@ -249,7 +249,7 @@ impl Life {
                 _ = look.tick() => guard.look_at_kill_switch(),
                 _ = renew.tick() => guard.renew(),
                 Some(command) = asked.recv() => guard.command(command),
-                Some((target, outcome)) = struck.recv() => guard.evicted(&target, &outcome),
+                Some(struck) = struck.recv() => guard.struck(struck),
                 _ = sample.tick() => guard.sample()?,
                 _ = settle.tick(), if guard.is_draining() => guard.settle()?,
                 changed = reload.changed() => self.take(changed)?,

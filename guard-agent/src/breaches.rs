@@ -186,6 +186,18 @@ impl Breaches {
         Some(report.clone())
     }
 
+    /// Notes what became of an eviction with the last breach of a container, unless that is what it ended with already. Its
+    /// breach may be over by now. `None`: none is kept, or there is nothing new.
+    pub fn noted(&self, cgroup_id: u64, done: Done) -> Option<Report> {
+        let mut reports = self.lock();
+        let report = reports.iter_mut().rev().find(|report| report.cgroup_id == cgroup_id)?;
+        if report.done.last() == Some(&done) {
+            return None;
+        }
+        report.done.push(done);
+        Some(report.clone())
+    }
+
     /// Closes a breach. As [`Self::update`].
     pub fn close(&self, cgroup_id: u64, limit: Limit, at: SystemTime) -> Option<Report> {
         self.update(cgroup_id, limit, |report| {

@@ -1,5 +1,6 @@
 //! Who makes a container start afresh.
 
+pub mod cluster;
 pub mod local;
 
 use clap::ValueEnum;

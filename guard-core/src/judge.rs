@@ -17,6 +17,7 @@ use crate::{
     breach::{Breach, ContainerId, Limit},
     budget::{self, Budgets},
     detect::{Detector, Moved},
+    inventory::Pod,
     policy::{Mode, Policy, RateLimit},
     relapse::Relapses,
     verdict::{self, Contained, Container},
@@ -281,6 +282,18 @@ impl Judge {
     #[must_use]
     pub fn policy(&self, id: ContainerId) -> Option<&Arc<Policy>> {
         self.containers.get(&id)?.facts.policy.as_ref()
+    }
+
+    /// What the operator wants.
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The pod that a container is in, as far as the API server has told of it.
+    #[must_use]
+    pub fn pod(&self, id: ContainerId) -> Option<&Arc<Pod>> {
+        self.containers.get(&id)?.facts.pod.as_ref()
     }
 
     /// What the containment in force ends with, at the latest.

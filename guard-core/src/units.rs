@@ -95,6 +95,12 @@ impl Percent {
         }
     }
 
+    /// The number before the percent sign.
+    #[must_use]
+    pub const fn get(self) -> u8 {
+        self.0.get()
+    }
+
     /// Whether so many of a whole are more than this part of it.
     #[must_use]
     pub const fn is_exceeded(self, part: u64, whole: u64) -> bool {

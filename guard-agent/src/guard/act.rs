@@ -5,7 +5,7 @@ use std::sync::Arc;
 use guard_common::Class;
 use tracing::{error, info, warn};
 
-use super::{Guard, hammer::Blow};
+use super::{Guard, evictions::Ordered};
 use crate::{
     breaches::{Destination, Done, Report, State, Time},
     clock,
@@ -13,7 +13,7 @@ use crate::{
         breach::{Breach, ContainerId, Limit},
         budget::Alarm,
         inventory::PREFIX,
-        judge::{Effect, Evicted},
+        judge::Effect,
         ledger::Owner,
         overrides::Bad,
         policy::Count,
@@ -21,7 +21,6 @@ use crate::{
         watch::{Closed, Closing},
     },
     kernel::evidence::Sample,
-    orchestrator::local::{Outcome, Target},
     webhook::Alert,
 };
 
@@ -32,9 +31,6 @@ const LOGGED: usize = 3;
 
 /// Evidence is read once for breaches that come within so many nanoseconds.
 const FRESH: u64 = 100_000_000;
-
-/// When an eviction that failed is tried again, in nanoseconds.
-const RETRY: u64 = 60_000_000_000;
 
 /// The alert that there are too many breaches.
 const STORM: &str = "EgressEvictionStorm";
@@ -75,7 +71,7 @@ impl Guard {
         }
     }
 
-    fn owner(&self, id: ContainerId) -> Option<&Owner> {
+    pub(super) fn owner(&self, id: ContainerId) -> Option<&Owner> {
         let slot = self.slot_of(id)?;
         self.ledger.record(slot).owner.as_ref()
     }
@@ -177,16 +173,7 @@ impl Guard {
                 info!(container = self.name(id), reason = why.name(), "released");
                 self.metrics.actions.with_label_values(&["release"]).inc();
             }
-            Action::Evict { grace, leave: _, dry_run, reason } => {
-                let Some(owner) = self.owner(id) else { return };
-                let target = Target { cgroup_id: id.0, cgroup_path: owner.path.clone(), labels: owner.labels.clone() };
-                // Kept before it is said and done: an agent that dies in between does not do it twice.
-                self.metrics.actions.with_label_values(&["evict"]).inc();
-                self.done(reason, Done::Evicted { at: wall(clock::boottime()) });
-                let written = self.keep_now();
-                let (container, limit) = (self.name(id), reason.limit);
-                self.hammer.strike(Blow { target, grace, dry_run, container, limit }, written);
-            }
+            Action::Evict { grace, leave, dry_run, reason } => self.evict(&Ordered { grace, leave, dry_run, reason }),
         }
     }
 
@@ -199,7 +186,7 @@ impl Guard {
         }
     }
 
-    fn done(&self, breach: Breach, done: Done) {
+    pub(super) fn done(&self, breach: Breach, done: Done) {
         if let Some(report) = self.voice.breaches.done(breach.container.0, breach.limit, done) {
             self.voice.alert(|node| Alert::of(&report, node));
         }
@@ -250,25 +237,6 @@ impl Guard {
     fn bad_annotation(&self, id: ContainerId, Bad { key, value, why }: &Bad) {
         let container = self.name(id);
         warn!(container, annotation = format!("{PREFIX}{key}"), value, "not followed, the file's policy holds: {why}");
-    }
-
-    /// An eviction has ended.
-    pub fn evicted(&mut self, target: &Target, outcome: &Outcome) {
-        let retry_at = clock::boottime() + RETRY;
-        let (how, why_not) = match outcome {
-            Outcome::Done { .. } | Outcome::Gone => (Evicted::Done, None),
-            Outcome::Protected(why) => (Evicted::Untouched { retry_at: u64::MAX }, Some(why.to_string())),
-            Outcome::DryRun => (Evicted::Done, Some("dryRun is true in the configuration".into())),
-            Outcome::KillSwitch => (Evicted::Broken { retry_at }, Some("the kill switch is engaged".into())),
-            Outcome::Failed(error) => (Evicted::Broken { retry_at }, Some(error.to_string())),
-        };
-        let effects = self.judge.evicted(clock::boottime(), ContainerId(target.cgroup_id), how);
-        self.carry_out(effects);
-        drop(self.keep_now());
-        let noted = why_not.and_then(|why| self.voice.breaches.not_evicted(target.cgroup_id, &why));
-        if let Some(report) = noted {
-            self.voice.alert(|node| Alert::of(&report, node));
-        }
     }
 
     /// The destinations that got most of what a limit is about; for a limit of ingress, the sources.
@@ -340,6 +308,6 @@ fn held(contained: &Contained) -> Done {
     Done::Contained { how: contained.how.into(), until: wall(contained.until) }
 }
 
-fn wall(boottime: u64) -> Time {
+pub(super) fn wall(boottime: u64) -> Time {
     Time(clock::wall(boottime))
 }

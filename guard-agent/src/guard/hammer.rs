@@ -5,43 +5,92 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use guard_cluster::evict::{Attempt, Order, Outcome, Replacement};
+use prometheus::core::Collector;
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
 use super::keep::Written;
 use crate::{
-    core::{breach::Limit, judge::Means},
+    core::{
+        breach::{ContainerId, Limit},
+        inventory::Pod,
+        judge::Means,
+    },
     kernel::kill_switch::KillSwitch,
-    orchestrator::local::{Local, Outcome, Target},
+    orchestrator::{
+        cluster::Cluster,
+        local::{self, Local, Target},
+    },
     snapshot::Snapshot,
 };
 
 /// Why nothing is evicted without an orchestrator.
 pub const NONE: &str = "there is no orchestrator that would start it afresh (--orchestrator none)";
 
-/// How long a container is left to end by itself if its policy does not say.
+/// How long a container is left to end by itself if neither its policy nor an orchestrator says.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// An eviction that has ended.
-pub type Struck = (Target, Outcome);
+/// Who starts afresh what is evicted.
+#[derive(Clone, Debug)]
+pub enum Arm {
+    /// Nobody.
+    Nobody,
+    /// Whatever supervises the container on this node.
+    Local(Local),
+    /// The pod's controller, when the API server has taken the pod away.
+    Cluster(Cluster),
+}
+
+impl Arm {
+    /// The metrics, to be registered.
+    pub fn collectors(&self) -> Vec<Box<dyn Collector>> {
+        match self {
+            Self::Nobody => vec![],
+            Self::Local(local) => local.collectors().into(),
+            Self::Cluster(cluster) => cluster.collectors().collect(),
+        }
+    }
+}
+
+/// What became of an eviction.
+#[derive(Debug)]
+pub enum Struck {
+    /// The container's processes were ended, or not.
+    Local(ContainerId, local::Outcome),
+    /// The API server was asked, or was not.
+    Pod(ContainerId, Arc<Pod>, Attempt),
+    /// An evicted pod has a replacement, or has none.
+    Replaced(Arc<Pod>, Replacement),
+}
 
 /// An eviction, and for what.
 #[derive(Debug)]
 pub(super) struct Blow {
-    pub(super) target: Target,
-    /// `None`: [`GRACE`].
-    pub(super) grace: Option<Duration>,
-    /// Nothing is to be evicted.
-    pub(super) dry_run: bool,
+    pub(super) id: ContainerId,
+    pub(super) what: What,
     /// Its name, for the log.
     pub(super) container: String,
     pub(super) limit: Limit,
 }
 
+/// What is evicted.
+#[derive(Debug)]
+pub(super) enum What {
+    Container {
+        target: Target,
+        /// `None`: [`GRACE`].
+        grace: Option<Duration>,
+        /// Nothing is to be evicted.
+        dry_run: bool,
+    },
+    Pod(Order),
+}
+
 /// Evicts.
 #[derive(Debug)]
 pub struct Hammer {
-    local: Option<Local>,
+    arm: Arm,
     kill_switch: Arc<KillSwitch>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     struck: mpsc::UnboundedSender<Struck>,
@@ -50,41 +99,69 @@ pub struct Hammer {
 impl Hammer {
     /// Returns the evictions as they end, too: at most as many as the budget allows.
     pub fn new(
-        local: Option<Local>,
+        arm: Arm,
         kill_switch: Arc<KillSwitch>,
         snapshots: watch::Receiver<Arc<Snapshot>>,
     ) -> (Self, mpsc::UnboundedReceiver<Struck>) {
         let (struck, ended) = mpsc::unbounded_channel();
-        (Self { local, kill_switch, snapshots, struck }, ended)
+        (Self { arm, kill_switch, snapshots, struck }, ended)
     }
 
     /// What evictions can be of.
     pub fn means(&self) -> Means {
-        Means { only_pods: false, nothing: self.local.is_none().then_some(NONE.into()) }
+        match self.arm {
+            Arm::Nobody => Means { only_pods: false, nothing: Some(NONE.into()) },
+            Arm::Local(_) => Means::default(),
+            Arm::Cluster(_) => Means { only_pods: true, nothing: None },
+        }
+    }
+
+    /// Whether it evicts pods.
+    pub(super) const fn takes_pods(&self) -> bool {
+        matches!(self.arm, Arm::Cluster(_))
     }
 
     /// Begins an eviction, once it is `kept` that it is begun.
     pub(super) fn strike(&self, blow: Blow, kept: Written) {
-        let Some(local) = self.local.clone() else { return };
-        let (kill_switch, struck) = (Arc::clone(&self.kill_switch), self.struck.clone());
+        let (arm, kill_switch, struck) = (self.arm.clone(), Arc::clone(&self.kill_switch), self.struck.clone());
         let snapshots = self.snapshots.clone();
         tokio::spawn(async move {
             // Not kept is said already, and the budget is still in memory.
             let _done = kept.await;
-            let Blow { target, grace, dry_run, container, limit } = blow;
-            let grace = grace.unwrap_or(GRACE);
-            warn!(container, %limit, ?grace, dry_run, "evicting");
-            let begun = SystemTime::now();
-            let outcome = if dry_run {
-                local.dry_run(&target)
-            } else {
-                local.evict(&target, grace, || kill_switch.engaged()).await
-            };
-            let replaced = matches!(outcome, Outcome::Done { .. } | Outcome::Gone);
-            // The guard goes only with the process.
-            let _sent = struck.send((target.clone(), outcome));
-            if replaced {
-                local.await_replacement(&target, begun, snapshots).await;
+            let Blow { id, what, container, limit } = blow;
+            // Whoever listens goes only with the process.
+            let tell = |what| drop(struck.send(what));
+            match (arm, what) {
+                (Arm::Local(local), What::Container { target, grace, dry_run }) => {
+                    let grace = grace.unwrap_or(GRACE);
+                    warn!(container, %limit, ?grace, dry_run, "evicting");
+                    let begun = SystemTime::now();
+                    let outcome = if dry_run {
+                        local.dry_run(&target)
+                    } else {
+                        local.evict(&target, grace, || kill_switch.engaged()).await
+                    };
+                    let replaced = matches!(outcome, local::Outcome::Done { .. } | local::Outcome::Gone);
+                    tell(Struck::Local(id, outcome));
+                    if replaced {
+                        local.await_replacement(&target, begun, snapshots).await;
+                    }
+                }
+                (Arm::Cluster(cluster), What::Pod(order)) => {
+                    warn!(container, %limit, grace = ?order.grace, dry_run = order.dry_run, "evicting its pod");
+                    let attempt = cluster.evict(&order, || kill_switch.engaged()).await;
+                    let evicted = match &attempt.outcome {
+                        Outcome::Done(evicted) => Some(evicted.clone()),
+                        _ => None,
+                    };
+                    tell(Struck::Pod(id, Arc::clone(&order.pod), attempt));
+                    if let Some(evicted) = evicted {
+                        let replacement = cluster.await_replacement(&evicted).await;
+                        tell(Struck::Replaced(order.pod, replacement));
+                    }
+                }
+                // The guard makes what its hammer is for.
+                (Arm::Nobody, _) | (Arm::Local(_), What::Pod(_)) | (Arm::Cluster(_), What::Container { .. }) => {}
             }
         });
     }

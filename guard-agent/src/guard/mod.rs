@@ -3,6 +3,7 @@
 mod act;
 pub mod commands;
 mod enforce;
+mod evictions;
 pub mod hammer;
 pub mod keep;
 mod orders;
