@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+use crate::identity::{Identity, Labels};
+
 /// Annotations under this prefix are the guard's: the operator's overrides, and its own flag.
 pub const PREFIX: &str = "egress-guard.dev/";
 
@@ -163,6 +165,15 @@ impl Pod {
     pub fn container(&self, id: &str) -> Option<&Container> {
         self.containers.iter().find(|container| !id.is_empty() && container.id == id)
     }
+
+    /// What a container of it is called. While its status does not tell the container's name, as it never does of the
+    /// sandbox, the first digits of the id stand for that.
+    #[must_use]
+    pub fn labels_of(&self, identity: &Identity) -> Labels {
+        let container = self.container(&identity.container_id).map(|container| container.name.clone());
+        let container = container.unwrap_or_else(|| Labels::of(identity, false, "").container);
+        Labels { namespace: self.namespace.clone(), pod: self.name.clone(), container }
+    }
 }
 
 /// All pods of a node that are known, by the UID in their cgroups' paths.
@@ -193,6 +204,18 @@ impl Inventory {
     #[must_use]
     pub fn pod(&self, cgroup_uid: &str) -> Option<&Arc<Pod>> {
         self.pods.get(cgroup_uid)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pods.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pods.is_empty()
     }
 
     /// All pods, in the order of their cgroups' UIDs.
