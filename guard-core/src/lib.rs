@@ -17,6 +17,7 @@ pub mod ledger;
 pub mod policy;
 pub mod quota;
 pub mod replay;
+pub mod roster;
 pub mod safety;
 pub mod state;
 pub mod trace;

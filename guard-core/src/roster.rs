@@ -1,7 +1,10 @@
 //! The pods whose containers may be on this node: those that there are, and those that are gone from the API server while
 //! a container of theirs is not.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -45,31 +48,34 @@ impl Roster {
     /// ended and have none are left out: a node may have hundreds of them.
     #[must_use]
     pub fn save<'a>(&self, owners: impl IntoIterator<Item = (&'a Identity, &'a Labels)>) -> Saved {
-        let named = owners.into_iter().filter(|(identity, labels)| is_named(identity, labels));
-        let named: Vec<_> = named.collect();
-        let in_use = |pod: &Pod| named.iter().any(|(identity, _)| identity.pod_uid == pod.cgroup_uid());
+        let named: Vec<_> = owners.into_iter().filter(|(identity, labels)| is_named(identity, labels)).collect();
+        let used: BTreeSet<&str> = named.iter().map(|(identity, _)| identity.pod_uid.as_str()).collect();
         let told = self.told.iter().flat_map(|told| told.pods());
         let all = self.departed.values().chain(told);
-        let pods = all.filter(|pod| !matches!(pod.phase, Phase::Succeeded | Phase::Failed) || in_use(pod));
+        let pods = all.filter(|pod| !matches!(pod.phase, Phase::Succeeded | Phase::Failed) || used.contains(pod.cgroup_uid()));
         Saved {
             pods: Inventory::of(pods.cloned()),
             containers: named.iter().map(|(id, labels)| (id.container_id.clone(), (*labels).clone())).collect(),
         }
     }
 
-    /// What the API server tells of now. Returns whether anything of a pod with this UID differs from before.
-    pub fn tell(&mut self, told: Arc<Inventory>) -> impl Fn(&str) -> bool + use<> {
+    /// What the API server tells of now. Returns of which pods that is another than before, by the UIDs in their cgroups'
+    /// paths. What is known of one that is gone stays, for its containers may still be there.
+    pub fn tell(&mut self, told: Arc<Inventory>) -> BTreeSet<String> {
         let before = self.told.replace(Arc::clone(&told));
-        let gone = before.iter().flat_map(|before| before.pods()).filter(|pod| told.pod(pod.cgroup_uid()).is_none());
-        let gone: Vec<Arc<Pod>> = gone.cloned().collect();
-        let returned: Vec<Arc<Pod>> = told.pods().filter_map(|pod| self.departed.remove(pod.cgroup_uid())).collect();
-        self.departed.extend(gone.into_iter().map(|pod| (pod.cgroup_uid().to_owned(), pod)));
-        move |uid| {
-            let earlier = before.iter().find_map(|before| before.pod(uid));
-            let earlier = earlier.or_else(|| returned.iter().find(|pod| pod.cgroup_uid() == uid));
-            // What is as it was is mostly the very same.
-            told.pod(uid).is_some_and(|now| earlier.is_none_or(|earlier| !Arc::ptr_eq(earlier, now) && earlier != now))
+        let mut changed = BTreeSet::new();
+        for pod in told.pods() {
+            let uid = pod.cgroup_uid();
+            let departed = self.departed.remove(uid);
+            let earlier = before.as_ref().and_then(|before| before.pod(uid)).or(departed.as_ref());
+            // What has not changed is mostly the very same.
+            if earlier.is_none_or(|earlier| !Arc::ptr_eq(earlier, pod) && earlier != pod) {
+                changed.insert(uid.to_owned());
+            }
         }
+        let gone = before.iter().flat_map(|before| before.pods()).filter(|pod| told.pod(pod.cgroup_uid()).is_none());
+        self.departed.extend(gone.map(|pod| (pod.cgroup_uid().to_owned(), Arc::clone(pod))));
+        changed
     }
 
     /// Whether the API server told anything since the agent began.
@@ -100,16 +106,16 @@ impl Roster {
         }
     }
 
-    /// Forgets what is known of no container: `in_use` tells it by the UID and the container's id. Not before the API server
-    /// has told of the pods that there are.
-    pub fn forget(&mut self, in_use: impl IntoIterator<Item = Identity>) {
+    /// Forgets what is known of no container: `owners` are those that have a series. Not before the API server has told of
+    /// the pods that there are.
+    pub fn forget<'a>(&mut self, owners: impl IntoIterator<Item = &'a Identity>) {
         if self.told.is_none() {
             return;
         }
-        let (pods, containers): (Vec<String>, Vec<String>) =
-            in_use.into_iter().map(|identity| (identity.pod_uid, identity.container_id)).unzip();
-        self.departed.retain(|uid, _| pods.contains(uid));
-        self.containers.retain(|id, _| containers.contains(id));
+        let (pods, containers): (BTreeSet<&str>, BTreeSet<&str>) =
+            owners.into_iter().map(|owner| (owner.pod_uid.as_str(), owner.container_id.as_str())).unzip();
+        self.departed.retain(|uid, _| pods.contains(uid.as_str()));
+        self.containers.retain(|id, _| containers.contains(id.as_str()));
     }
 }
 
