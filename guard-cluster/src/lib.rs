@@ -2,5 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+mod backoff;
 pub mod connect;
 pub mod convert;
+mod owners;
+pub mod pods;

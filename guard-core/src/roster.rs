@@ -52,7 +52,8 @@ impl Roster {
         let used: BTreeSet<&str> = named.iter().map(|(identity, _)| identity.pod_uid.as_str()).collect();
         let told = self.told.iter().flat_map(|told| told.pods());
         let all = self.departed.values().chain(told);
-        let pods = all.filter(|pod| !matches!(pod.phase, Phase::Succeeded | Phase::Failed) || used.contains(pod.cgroup_uid()));
+        let pods =
+            all.filter(|pod| !matches!(pod.phase, Phase::Succeeded | Phase::Failed) || used.contains(pod.cgroup_uid()));
         Saved {
             pods: Inventory::of(pods.cloned()),
             containers: named.iter().map(|(id, labels)| (id.container_id.clone(), (*labels).clone())).collect(),
@@ -62,7 +63,7 @@ impl Roster {
     /// What the API server tells of now. Returns of which pods that is another than before, by the UIDs in their cgroups'
     /// paths. What is known of one that is gone stays, for its containers may still be there.
     pub fn tell(&mut self, told: Arc<Inventory>) -> BTreeSet<String> {
-        let before = self.told.replace(Arc::clone(&told));
+        let before = self.told.take();
         let mut changed = BTreeSet::new();
         for pod in told.pods() {
             let uid = pod.cgroup_uid();
@@ -75,6 +76,7 @@ impl Roster {
         }
         let gone = before.iter().flat_map(|before| before.pods()).filter(|pod| told.pod(pod.cgroup_uid()).is_none());
         self.departed.extend(gone.map(|pod| (pod.cgroup_uid().to_owned(), Arc::clone(pod))));
+        self.told = Some(told);
         changed
     }
 
