@@ -206,6 +206,19 @@ impl Breaches {
         })
     }
 
+    /// A container is called otherwise from now on. Returns its open breaches whose name is another, as they were and as
+    /// they are.
+    pub fn rename(&self, cgroup_id: u64, labels: &Labels) -> Vec<(Report, Report)> {
+        let mut reports = self.lock();
+        let of_it = |report: &&mut Report| report.cgroup_id == cgroup_id && report.labels != *labels;
+        let renamed = reports.iter_mut().filter(of_it).map(|report| {
+            let before = report.clone();
+            report.labels.clone_from(labels);
+            (before, report.clone())
+        });
+        renamed.filter(|(_, report)| report.state == State::Open).collect()
+    }
+
     /// All of them.
     pub fn newest_first(&self) -> Vec<Report> {
         self.lock().iter().rev().cloned().collect()

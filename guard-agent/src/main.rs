@@ -18,6 +18,7 @@ use guard_agent::{
     core::{identity::Labels, policy::Subject},
     kernel::{kill_switch::KillSwitch, pins::Pins, probe},
     kill_switch::verb,
+    orchestrator::{self, Orchestrator},
     record,
     simulate::{self, Simulated},
 };
@@ -61,7 +62,8 @@ fn try_main() -> Result<()> {
                 config: run.config,
                 config_asked: asked("config"),
                 state_dir: run.state_dir,
-                orchestrator: run.orchestrator,
+                orchestrator: run.orchestrator.unwrap_or_else(Orchestrator::here),
+                identity: orchestrator::identity(run.node_name.filter(|name| !name.is_empty())),
                 cgroup_root: run.cgroup_root,
                 pods_root: run.pods_root,
                 bpffs: run.bpffs.bpffs,

@@ -23,7 +23,9 @@ pub struct Identity {
 /// Clients for one API server.
 #[derive(Clone)]
 pub struct Clients {
-    /// For what is asked again until it is answered: watches, lists, gets.
+    /// For what is asked again until it is answered: watches, lists, gets. It waits for an answer for ever, since a watch is
+    /// one, and does not repeat a request by itself either: kube's own retries of 429, 503 and 504 go on for minutes, in
+    /// which nobody would know that the API server is away.
     pub patient: Client,
     /// For what acts. It never repeats a request by itself: 429 is the answer of a disruption budget, and what to do about it
     /// is ours to say. Whoever uses it puts [`PATIENCE`] around it.
@@ -61,8 +63,8 @@ pub fn is_configured() -> bool {
 /// Makes the clients. Nothing is sent yet: an API server that is away is no error.
 pub async fn connect() -> Result<Clients, ConnectError> {
     let mut config = Config::infer().await?;
-    let patient = Client::try_from(config.clone())?;
     config.default_retry = false;
+    let patient = Client::try_from(config.clone())?;
     config.read_timeout = Some(PATIENCE);
     config.reset_reader_on_write = true;
     let once = Client::try_from(config)?;

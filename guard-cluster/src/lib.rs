@@ -2,6 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+mod backoff;
 pub mod connect;
 pub mod convert;
 pub mod evict;
+mod owners;
+pub mod pods;

@@ -1,6 +1,6 @@
 //! Which container a cgroup is, by its path.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A container as its cgroup's path tells it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -14,7 +14,7 @@ pub struct Identity {
 }
 
 /// Where a meter's figures appear. Two containers with the same labels, one after the other, are one series.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Labels {
     /// The pod's namespace. Empty while unknown.
     pub namespace: String,

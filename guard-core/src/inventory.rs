@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+use crate::identity::{Identity, Labels};
+
 /// Annotations under this prefix are the guard's: the operator's overrides, and its own flag.
 pub const PREFIX: &str = "egress-guard.dev/";
 
@@ -149,12 +151,14 @@ impl Pod {
         self.cgroup_uid.as_deref().unwrap_or(&self.uid)
     }
 
-    /// What its budget belongs to: its workload; without one it stands for itself.
+    /// What its budget belongs to: its workload; while that is not known its controller; without one it stands for itself.
     #[must_use]
     pub fn workload(&self) -> String {
-        match &self.workload {
-            Some(workload) => workload.to_string(),
-            None => format!("{}/Pod/{}", self.namespace, self.name),
+        let Self { namespace, name, .. } = self;
+        match (&self.workload, &self.controller) {
+            (Some(workload), _) => workload.to_string(),
+            (None, Some(Controller { kind, name, .. })) => format!("{namespace}/{kind}/{name}"),
+            (None, None) => format!("{namespace}/Pod/{name}"),
         }
     }
 
@@ -162,6 +166,15 @@ impl Pod {
     #[must_use]
     pub fn container(&self, id: &str) -> Option<&Container> {
         self.containers.iter().find(|container| !id.is_empty() && container.id == id)
+    }
+
+    /// What a container of it is called. While its status does not tell the container's name, as it never does of the
+    /// sandbox, the first digits of the id stand for that.
+    #[must_use]
+    pub fn labels_of(&self, identity: &Identity) -> Labels {
+        let container = self.container(&identity.container_id).map(|container| container.name.clone());
+        let container = container.unwrap_or_else(|| Labels::of(identity, false, "").container);
+        Labels { namespace: self.namespace.clone(), pod: self.name.clone(), container }
     }
 }
 
@@ -199,6 +212,18 @@ impl Inventory {
     #[must_use]
     pub fn pod(&self, cgroup_uid: &str) -> Option<&Arc<Pod>> {
         self.pods.get(cgroup_uid)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pods.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pods.is_empty()
     }
 
     /// All pods, in the order of their cgroups' UIDs.

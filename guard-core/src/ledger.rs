@@ -216,6 +216,38 @@ impl Ledger {
         self.free(index);
     }
 
+    /// The series of these labels is known by other ones from now on, and goes on in the series that has them, if there is
+    /// one: what both counted is added up. Returns the records that have to be written.
+    pub fn rename(&mut self, old: &Labels, new: &Labels) -> Vec<Slot> {
+        if old == new {
+            return vec![];
+        }
+        let Some(Series { slots, lost, last_gone }) = self.series.remove(old) else { return vec![] };
+        for &index in &slots {
+            if let Some(owner) = &mut self.records[index].owner {
+                owner.labels = new.clone();
+            }
+        }
+        let series = self.series.entry(new.clone()).or_default();
+        series.slots.extend(slots);
+        series.lost += lost;
+        series.last_gone = series.last_gone.max(last_gone);
+        // No labels are pinned: what a record carries finds its way into the series by its owner's name. What no record
+        // carries an agent that dies would take along.
+        match series.slots.first() {
+            Some(&heir) if series.lost != Totals::default() => {
+                self.records[heir].carry += std::mem::take(&mut series.lost);
+                vec![Slot(heir as u32)]
+            }
+            _ => vec![],
+        }
+    }
+
+    /// The owners of all slots, those that are gone among them.
+    pub fn owners(&self) -> impl Iterator<Item = &Owner> {
+        self.records.iter().filter_map(|record| record.owner.as_ref())
+    }
+
     /// Forgets the series whose last container is gone for [`KEEP`]. Returns the records that have to be written.
     pub fn expire(&mut self, now: u64) -> Vec<Slot> {
         let records = &self.records;
@@ -340,3 +372,6 @@ impl Ledger {
 #[cfg(test)]
 #[path = "ledger_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod rename_tests;

@@ -19,6 +19,7 @@ pub mod policy;
 pub mod quota;
 pub mod relapse;
 pub mod replay;
+pub mod roster;
 pub mod safety;
 pub mod state;
 pub mod trace;

@@ -12,10 +12,11 @@ use tracing::warn;
 
 use super::keep::Written;
 use crate::{
+    config::Config,
     core::{
         breach::{ContainerId, Limit},
         inventory::Pod,
-        judge::Means,
+        judge::{Means, Settings},
     },
     kernel::kill_switch::KillSwitch,
     orchestrator::{
@@ -114,6 +115,15 @@ impl Hammer {
             Arm::Local(_) => Means::default(),
             Arm::Cluster(_) => Means { only_pods: true, nothing: None },
         }
+    }
+
+    /// What the operator wants, and who must not be hit because of whom it is that strikes.
+    pub(super) fn settings(&self, config: &Config) -> Settings {
+        let mut settings = Settings::from(config);
+        if let Arm::Cluster(cluster) = &self.arm {
+            cluster.protect(&mut settings.protect);
+        }
+        settings
     }
 
     /// Whether it evicts pods.

@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 
 use super::Guard;
 use crate::{
-    core::judge,
+    core::{judge, roster},
     kernel::kill_switch::Engaged,
     metrics::Metrics,
     state_file::{StateFile, StateFileError},
@@ -29,6 +29,9 @@ pub struct Kept {
     judge: judge::Saved,
     /// The operator's engagement of the kill switch: bpffs is empty after a reboot.
     pub kill_switch: Option<Engaged>,
+    /// What is known of pods; not in the files of agents that knew nothing of any.
+    #[serde(default)]
+    pub pods: roster::Saved,
 }
 
 /// What was read at the start.
@@ -52,7 +55,8 @@ impl Keeper {
     pub fn open(dir: &Path) -> Result<(Opened, Option<Remembered>), StateFileError> {
         let file = StateFile::open(dir)?;
         let loaded = file.load(
-            "what is normal for the workloads (learned anew), what quotas have used up, and which evictions there were",
+            "what is normal for the workloads (learned anew), what quotas have used up, which evictions there were, and \
+             what containers are called (until the API server says)",
         );
         let remembered = loaded.map(|loaded| Remembered { kept: loaded.state, same_boot: loaded.same_boot });
         Ok((Opened(file), remembered))
@@ -95,7 +99,9 @@ impl Guard {
         let (sender, written) = oneshot::channel();
         match self.kill_switch.engaged_by_operator() {
             Ok(kill_switch) => {
-                let kept = Kept { judge: self.judge.save(), kill_switch };
+                let owners = self.ledger.owners().map(|owner| (&owner.identity, &owner.labels));
+                let pods = self.roster.as_ref().map(|roster| roster.save(owners)).unwrap_or_default();
+                let kept = Kept { judge: self.judge.save(), kill_switch, pods };
                 // The thread goes only after the keeper.
                 let _queued = self.keeper.0.send((kept, sender));
             }

@@ -6,6 +6,7 @@ mod enforce;
 mod evictions;
 pub mod hammer;
 pub mod keep;
+mod names;
 mod orders;
 mod restore;
 mod sample;
@@ -24,8 +25,9 @@ use crate::{
     core::{
         breach::ContainerId,
         event::{DecodeError, Event},
-        judge::{Judge, Settings},
+        judge::Judge,
         ledger::{Ledger, Slot},
+        roster::Roster,
     },
     kernel::{
         evidence::Sample,
@@ -43,6 +45,7 @@ use self::{
     enforce::Seen,
     hammer::Hammer,
     keep::{Keeper, Remembered},
+    names::NewNames,
     voice::Voice,
 };
 
@@ -115,6 +118,9 @@ pub struct Guard {
     voice: Voice,
     hammer: Hammer,
     keeper: Keeper,
+    /// What is known of pods. `None`: nobody tells.
+    roster: Option<Roster>,
+    new_names: NewNames,
 }
 
 /// What the guard works with.
@@ -136,6 +142,8 @@ pub struct Parts {
     pub hammer: Hammer,
     /// The state file.
     pub keeper: Keeper,
+    /// What is known of pods. `None`: nobody will tell.
+    pub roster: Option<Roster>,
     /// What was in it.
     pub remembered: Option<Remembered>,
 }
@@ -143,7 +151,8 @@ pub struct Parts {
 impl Guard {
     /// Takes over what an earlier agent left in the kernel and in the state file.
     pub fn new(parts: Parts, config: &Config) -> Result<Self, GuardError> {
-        let Parts { kernel, watched, metrics, snapshots, kill_switch, voice, hammer, keeper, remembered } = parts;
+        let Parts { kernel, watched, metrics, snapshots, kill_switch, voice, hammer, keeper, roster, remembered } =
+            parts;
         let max = config.meters.max;
         let mut guard = Self {
             kernel,
@@ -159,7 +168,7 @@ impl Guard {
             spare_failed: false,
             metrics,
             snapshots,
-            judge: Judge::new(Settings::from(config), hammer.means()),
+            judge: Judge::new(hammer.settings(config), hammer.means()),
             seen: HashMap::new(),
             evidence: Default::default(),
             outlive_agent: config.containment.outlive_agent,
@@ -168,6 +177,8 @@ impl Guard {
             voice,
             hammer,
             keeper,
+            roster,
+            new_names: NewNames::default(),
         };
         guard.judge.wall_clock(clock::wall_ahead());
         if let Some(remembered) = remembered {
@@ -190,7 +201,7 @@ impl Guard {
     /// Another configuration holds, but for what takes a restart.
     pub fn reload(&mut self, config: &Config) {
         self.outlive_agent = config.containment.outlive_agent;
-        let effects = self.judge.reload(clock::boottime(), Settings::from(config));
+        let effects = self.judge.reload(clock::boottime(), self.hammer.settings(config));
         self.carry_out(effects);
         self.order_all();
         self.disarm_removed();

@@ -26,6 +26,7 @@ impl Guard {
         let expired = self.ledger.expire(now);
         self.write(&expired)?;
         self.decide(now, now.saturating_sub(before));
+        self.keep_names(now);
         let lost = self.kernel.events_lost()?;
         let overflowed = lost - mem::replace(&mut self.events_lost, lost);
         self.metrics.events_lost.inc_by(overflowed);

@@ -8,11 +8,14 @@ use guard_cluster::{
 };
 use prometheus::{Histogram, HistogramOpts, core::Collector};
 
+use crate::core::safety::Protect;
+
 /// Evicts pods of this node, and counts it.
 #[derive(Clone, Debug)]
 pub struct Cluster {
     responder: Arc<Responder>,
     replacement_seconds: Histogram,
+    identity: Identity,
 }
 
 impl Cluster {
@@ -21,13 +24,21 @@ impl Cluster {
         let help = "Time from an eviction to the Ready replacement of the pod.";
         let options = HistogramOpts::new("egress_guard_replacement_seconds", help);
         let replacement_seconds = Histogram::with_opts(options.buckets(BUCKETS.to_vec()))?;
-        Ok(Self { responder: Arc::new(Responder::new(clients, identity)?), replacement_seconds })
+        let responder = Arc::new(Responder::new(clients, identity)?);
+        Ok(Self { responder, replacement_seconds, identity: identity.clone() })
     }
 
     /// The metrics, to be registered.
     pub fn collectors(&self) -> impl Iterator<Item = Box<dyn Collector>> + use<> {
         let replacement: Box<dyn Collector> = Box::new(self.replacement_seconds.clone());
         self.responder.collectors().into_iter().chain([replacement])
+    }
+
+    /// The agent itself is protected, and all that is in its namespace.
+    pub fn protect(&self, protect: &mut Protect) {
+        let Identity { namespace, pod_uid, .. } = &self.identity;
+        protect.own_namespace.clone_from(namespace);
+        protect.own_uid.clone_from(pod_uid);
     }
 
     /// Tries once to evict a pod: see [`Responder::evict`].

@@ -1,0 +1,116 @@
+use super::*;
+use crate::inventory::Container;
+
+const UID: &str = "0e3b1a1c-5b6f-4b8e-9d62-8f2f6c1a7e55";
+
+fn identity(digit: char) -> Identity {
+    Identity { pod_uid: UID.into(), container_id: digit.to_string().repeat(64), runtime: String::new() }
+}
+
+/// A pod whose only container has the id of this digit, if any.
+fn pod(digit: Option<char>) -> Arc<Pod> {
+    let id = digit.map(|digit| identity(digit).container_id).unwrap_or_default();
+    let containers = vec![Container { name: "main".into(), id, ..Container::default() }];
+    Arc::new(Pod { uid: UID.into(), namespace: "shop".into(), name: "web-0".into(), containers, ..Pod::default() })
+}
+
+fn told<const N: usize>(pods: [&Arc<Pod>; N]) -> Arc<Inventory> {
+    Arc::new(Inventory::of(pods.map(Arc::clone)))
+}
+
+fn name(roster: &Roster, digit: char, before: Option<&Labels>) -> Option<String> {
+    roster.labels(&identity(digit), before).map(|labels| labels.to_string())
+}
+
+#[test]
+fn a_container_is_called_by_what_is_known_of_it_and_no_less_later() {
+    let mut roster = Roster::default();
+    assert_eq!(name(&roster, 'a', None), None);
+    roster.tell(told([&pod(None)]));
+    let half = roster.labels(&identity('a'), None);
+    assert_eq!(name(&roster, 'a', None).as_deref(), Some("shop/web-0/aaaaaaaaaaaa"));
+    roster.tell(told([&pod(Some('a'))]));
+    let whole = roster.labels(&identity('a'), half.as_ref());
+    assert_eq!(name(&roster, 'a', half.as_ref()).as_deref(), Some("shop/web-0/main"));
+    // Restarted in place: the pod tells only of the new one.
+    roster.tell(told([&pod(Some('b'))]));
+    assert_eq!(name(&roster, 'a', whole.as_ref()).as_deref(), Some("shop/web-0/main"));
+    assert_eq!(name(&roster, 'b', None).as_deref(), Some("shop/web-0/main"));
+    // And the pod is gone.
+    roster.tell(told([]));
+    assert_eq!(name(&roster, 'a', whole.as_ref()).as_deref(), Some("shop/web-0/main"));
+    assert_eq!(name(&roster, 'b', None).as_deref(), Some("shop/web-0/main"));
+    assert_eq!(name(&roster, 'c', None).as_deref(), Some("shop/web-0/cccccccccccc"));
+}
+
+#[test]
+fn a_pod_that_is_gone_is_known_as_long_as_a_container_of_it_is() {
+    let mut roster = Roster::default();
+    roster.tell(told([&pod(Some('a'))]));
+    roster.tell(told([]));
+    roster.forget([&identity('a')]);
+    assert!(roster.pod(UID).is_some());
+    roster.forget([]);
+    assert!(roster.pod(UID).is_none());
+}
+
+#[test]
+fn only_what_changed_is_told() {
+    let mut roster = Roster::default();
+    let first = pod(Some('a'));
+    assert_eq!(roster.tell(told([&first])), [UID.to_owned()].into());
+    assert_eq!(roster.tell(told([&first])), BTreeSet::new());
+    assert_eq!(roster.tell(told([&pod(Some('a'))])), BTreeSet::new(), "a list tells the same again");
+    assert_eq!(roster.tell(told([&pod(Some('b'))])), [UID.to_owned()].into());
+    assert_eq!(roster.tell(told([])), BTreeSet::new());
+    assert_eq!(roster.tell(told([&pod(Some('b'))])), BTreeSet::new(), "it was known all the time");
+}
+
+#[test]
+fn the_next_agent_knows_the_names_before_it_is_told_any() {
+    let mut roster = Roster::default();
+    roster.tell(told([&pod(Some('b'))]));
+    let main = Labels { namespace: "shop".into(), pod: "web-0".into(), container: "main".into() };
+    let (gone, there) = (identity('a'), identity('b'));
+    let nameless = Identity { pod_uid: "7d8a9f0b".into(), ..identity('f') };
+    let unknown = Labels::of(&nameless, false, "");
+    let saved = roster.save([(&gone, &main), (&there, &main), (&nameless, &unknown)]);
+    let saved: Saved = serde_json::from_str(&serde_json::to_string(&saved).expect("JSON")).expect("as it was");
+
+    let mut next = Roster::restore(saved);
+    assert!(!next.is_told());
+    next.forget([]);
+    for digit in ['a', 'b'] {
+        assert_eq!(name(&next, digit, None).as_deref(), Some("shop/web-0/main"), "{digit}");
+    }
+    assert_eq!(name(&next, 'c', None).as_deref(), Some("shop/web-0/cccccccccccc"), "begun meanwhile");
+    assert_eq!(next.labels(&nameless, None), None);
+    // The pod has gone meanwhile, and with it the one that is there; the other is kept for its series.
+    next.tell(told([]));
+    next.forget([&gone]);
+    assert_eq!(name(&next, 'a', None).as_deref(), Some("shop/web-0/main"));
+    assert_eq!(name(&next, 'b', None).as_deref(), Some("shop/web-0/main"), "of a pod that is still known");
+    next.forget([]);
+    assert_eq!((name(&next, 'a', None), name(&next, 'b', None)), (None, None));
+}
+
+#[test]
+fn pods_that_have_ended_are_kept_only_for_a_series() {
+    let mut roster = Roster::default();
+    let ended = Arc::new(Pod { phase: Phase::Succeeded, ..(*pod(Some('a'))).clone() });
+    roster.tell(told([&ended]));
+    let main = ended.labels_of(&identity('a'));
+    assert_eq!(roster.save([]), Saved::default());
+    assert!(Roster::restore(roster.save([(&identity('a'), &main)])).pod(UID).is_some());
+}
+
+#[test]
+fn the_mirror_of_a_static_pod_is_known_by_its_manifests_hash() {
+    let hash = "7d8a9f0b1c2d3e4f5a6b7c8d9e0f1a2b";
+    let mirror = Pod { cgroup_uid: Some(hash.into()), ..(*pod(Some('a'))).clone() };
+    let mut roster = Roster::default();
+    roster.tell(told([&Arc::new(mirror)]));
+    let identity = Identity { pod_uid: hash.into(), ..identity('a') };
+    assert_eq!(roster.labels(&identity, None).map(|labels| labels.container).as_deref(), Some("main"));
+    assert!(roster.pod(UID).is_none());
+}
