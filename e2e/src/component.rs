@@ -84,7 +84,7 @@ impl Component {
         }
         let log = File::options().create(true).append(true).open(&self.log)?;
         self.command.stdout(log.try_clone()?).stderr(log);
-        let child = self.command.spawn().with_context(|| format!("start {:?}", self.command.get_program()))?;
+        let child = self.command.spawn().with_context(|| format!("start {}", self.command.get_program().display()))?;
         let id = child.id();
         self.child = Some(child);
         let mut file = File::create(&self.pid)?;

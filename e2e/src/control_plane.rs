@@ -2,9 +2,11 @@
 
 use std::{
     env, fs,
+    io::Write as _,
     net::TcpListener,
     ops::Range,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU16, Ordering},
@@ -12,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
@@ -93,6 +95,14 @@ struct Components {
     etcd: Component,
 }
 
+impl Components {
+    /// Fails if one has ended that an API server takes.
+    fn check(&mut self) -> Result<()> {
+        self.etcd.check()?;
+        self.api.check()
+    }
+}
+
 impl ControlPlane {
     /// Starts one and waits until it works: some seconds.
     pub async fn start(options: Options) -> Result<Self> {
@@ -123,7 +133,7 @@ impl ControlPlane {
             plane.start_controller_manager()?;
         }
         if has_tokens(options.controllers) {
-            service_account(&plane.admin().await?, "default").await?;
+            service_account(&plane.admin().await?, "default", "default").await?;
         }
         Ok(plane)
     }
@@ -149,7 +159,7 @@ impl ControlPlane {
         self.kubeconfig(&format!("token-{name}"), token)
     }
 
-    /// A token of a service account, by the TokenRequest API, good for an hour; bound to a pod if there is one.
+    /// A token of a service account, by the `TokenRequest` API, good for an hour; bound to a pod if there is one.
     pub async fn token(&self, namespace: &str, service_account: &str, pod: Option<&Pod>) -> Result<String> {
         let bound = pod.map(|pod| BoundObjectReference {
             api_version: Some("v1".into()),
@@ -182,9 +192,21 @@ impl ControlPlane {
         &self.url
     }
 
-    /// The path of `kubectl`.
-    pub fn kubectl(&self) -> PathBuf {
-        self.programs.join("kubectl")
+    /// Runs `kubectl` as the administrator and returns what it prints; `input` is what it reads for `-f -`.
+    pub fn kubectl(&self, arguments: &[&str], input: &str) -> Result<String> {
+        let mut command = Command::new(self.programs.join("kubectl"));
+        command.arg("--kubeconfig").arg(self.kubeconfig_admin());
+        // It would take what it learned of another server on this port for this one's.
+        command.arg("--cache-dir").arg(self.folder.path().join("kubectl")).args(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("start kubectl")?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // One that reads nothing may have ended.
+            let _unread = stdin.write_all(input.as_bytes());
+        }
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "kubectl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// A folder that is removed with the control plane, for the test's own files.
@@ -249,13 +271,10 @@ impl ControlPlane {
         loop {
             let request = http::Request::get("/readyz").body(vec![])?;
             let Err(error) = client.request_text(request).await else { return Ok(()) };
-            let mut components = self.components();
-            components.etcd.check()?;
-            components.api.check()?;
+            self.components().check()?;
             if Instant::now() > end {
-                bail!("the API server is not ready within {START:?}: {error:#}: {}", components.api.tail());
+                bail!("the API server is not ready within {START:?}: {error:#}: {}", self.api_log());
             }
-            drop(components);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -293,12 +312,12 @@ pub async fn client(kubeconfig: &Path) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
-/// Waits until a namespace's pods can have its default service account.
-pub(crate) async fn service_account(client: &Client, namespace: &str) -> Result<()> {
+/// Waits until pods can have a service account.
+pub(crate) async fn service_account(client: &Client, namespace: &str, name: &str) -> Result<()> {
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-    eventually(&format!("the namespace {namespace} has a service account with a token"), START, async || {
-        let account = accounts.get("default").await?;
-        account.secrets.filter(|secrets| !secrets.is_empty()).map(drop).context("it has no token")
+    eventually(&format!("the service account {namespace}/{name} has a token"), START, async || {
+        let account = accounts.get(name).await?;
+        account.secrets.filter(|secrets| !secrets.is_empty()).map(drop).context("it has none")
     })
     .await
 }

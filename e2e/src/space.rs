@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use http::{Method, Request};
 use k8s_openapi::{
     NamespaceResourceScope,
-    api::core::v1::{Namespace, Pod},
+    api::core::v1::{Namespace, Pod, ServiceAccount},
 };
 use kube::{
     Api, Client, Resource, ResourceExt as _,
@@ -65,7 +65,7 @@ impl Space {
         let namespace = json!({"metadata": {"generateName": "e2e-"}});
         let namespace = namespaces.create(&PostParams::default(), &serde_json::from_value(namespace)?).await?;
         let space = Self { name: namespace.name_any(), client: client.clone() };
-        control_plane::service_account(client, &space.name).await?;
+        control_plane::service_account(client, &space.name, "default").await?;
         Ok(space)
     }
 
@@ -90,6 +90,12 @@ impl Space {
         let what = format!("make the {} {} in {}", object["kind"], object["metadata"]["name"], self.name);
         let object = serde_json::from_value(object).with_context(|| what.clone())?;
         self.api().create(&PostParams::default(), &object).await.with_context(|| what)
+    }
+
+    /// Makes a service account that pods can have at once.
+    pub async fn account(&self, name: &str) -> Result<()> {
+        self.create::<ServiceAccount>(json!({"metadata": {"name": name}})).await?;
+        control_plane::service_account(&self.client, &self.name, name).await
     }
 
     /// Makes a [`objects::budget`] and waits until the disruption controller has looked at it.
@@ -120,7 +126,7 @@ impl Space {
     pub async fn pods(&self, app: &str) -> Result<Vec<Pod>> {
         let mut pods = self.api::<Pod>().list(&ListParams::default().labels(&format!("app={app}"))).await?.items;
         pods.retain(|pod| pod.metadata.deletion_timestamp.is_none());
-        pods.sort_by_key(|pod| pod.name_any());
+        pods.sort_by_key(Pod::name_any);
         Ok(pods)
     }
 
