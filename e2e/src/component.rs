@@ -132,3 +132,59 @@ impl Drop for Component {
         self.kill();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use anyhow::ensure;
+
+    use super::*;
+
+    fn sleep(folder: &Folder) -> Component {
+        let mut component = Component::new(folder.path(), Path::new("sleep"), "sleep", vec!["600".into()]);
+        component.start().expect("sleep starts");
+        component
+    }
+
+    #[test]
+    fn who_is_killed_leaves_nothing_behind() {
+        let mut folder = Folder::make().expect("a folder");
+        let (path, mut component) = (folder.path().to_owned(), sleep(&folder));
+        component.check().expect("it runs");
+        // What the end of this process would do, whatever ended it.
+        drop(folder.janitor.stdin.take());
+        guard_tests::eventually("the janitor is done", Duration::from_secs(20), || {
+            ensure!(component.check().is_err() && !path.exists(), "something is there");
+            Ok(())
+        })
+        .expect("a process and a folder are gone");
+    }
+
+    #[test]
+    fn who_ends_early_is_quoted() {
+        let folder = Folder::make().expect("a folder");
+        let script = "echo first; seq 100; echo what went wrong >&2; exit 3";
+        let arguments = vec!["-c".into(), script.into()];
+        let mut component = Component::new(folder.path(), Path::new("sh"), "server", arguments);
+        component.start().expect("sh starts");
+        let error = guard_tests::eventually("it ends", Duration::from_secs(20), || match component.check() {
+            Ok(()) => bail!("it runs"),
+            Err(error) => Ok(error.to_string()),
+        });
+        let error = error.expect("it ended");
+        assert!(error.starts_with("server ended with exit status: 3: "), "{error}");
+        assert!(error.ends_with("\n99\n100\nwhat went wrong") && !error.contains("first"), "{error}");
+    }
+
+    #[test]
+    fn a_frozen_one_ends_as_well() {
+        let folder = Folder::make().expect("a folder");
+        let component = sleep(&folder);
+        component.signal(libc::SIGSTOP).expect("it runs");
+        let path = folder.path().to_owned();
+        drop(component);
+        drop(folder);
+        assert!(!path.exists(), "{} is left", path.display());
+    }
+}

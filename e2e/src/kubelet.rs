@@ -1,9 +1,10 @@
 //! Plays scheduler and kubelet for the pods of one namespace: they are bound to nodes, run, become ready, and are gone some time
 //! after they were deleted. No container runs.
 
+mod status;
+
 use std::{
     collections::{BTreeMap, HashMap},
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -11,8 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
@@ -21,6 +21,9 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
+
+use status::{conditions, status};
+pub use status::{container_id, digest};
 
 /// How often it looks whether something is due.
 const TICK: Duration = Duration::from_millis(20);
@@ -34,7 +37,9 @@ const AT_ONCE: usize = 16;
 /// What becomes of pods. A change holds for whatever has not happened yet.
 #[derive(Clone, Debug)]
 pub struct Behaviour {
-    /// From the binding until the pod is Ready. `None`: it runs and never becomes ready.
+    /// From the binding until the API server is told of the pod's containers.
+    pub running_after: Duration,
+    /// From the binding until the pod is Ready, but not before it runs. `None`: it runs and never becomes ready.
     pub ready_after: Option<Duration>,
     /// From the deletion until the pod is gone. `None`: it stays in Terminating.
     pub gone_after: Option<Duration>,
@@ -46,6 +51,7 @@ impl Default for Behaviour {
     /// Ready at once, gone after 100 ms.
     fn default() -> Self {
         Self {
+            running_after: Duration::ZERO,
             ready_after: Some(Duration::ZERO),
             gone_after: Some(Duration::from_millis(100)),
             digests: BTreeMap::new(),
@@ -88,18 +94,6 @@ impl Drop for Kubelet {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-/// The id that a pod's container has here: 64 hex digits, without the runtime's prefix.
-#[must_use]
-pub fn container_id(pod: &Pod, container: &str) -> String {
-    hex((pod.uid().unwrap_or_default(), container))
-}
-
-/// The digest that an image has here unless [`Behaviour::digests`] says another.
-#[must_use]
-pub fn digest(image: &str) -> String {
-    format!("sha256:{}", hex(image))
 }
 
 /// Makes a node that is Ready, unless it is there.
@@ -257,10 +251,11 @@ impl Progress {
         }
         match self.done {
             Step::Seen => Some(Step::Bound),
+            // Since when it is bound the watch tells.
+            Step::Bound if !since(self.bound, Some(behaviour.running_after)) => None,
             Step::Bound | Step::Running if since(self.bound, behaviour.ready_after) => Some(Step::Ready),
-            // It waits for the watch to tell that it is bound.
-            Step::Bound if self.bound.is_some() => Some(Step::Running),
-            _ => None,
+            Step::Bound => Some(Step::Running),
+            Step::Running | Step::Ready | Step::Gone => None,
         }
     }
 }
@@ -323,79 +318,8 @@ fn wanted_node(pod: &Pod) -> Option<String> {
     fields.filter(|field| field.key == "metadata.name").find_map(|field| field.values.as_ref()?.first().cloned())
 }
 
-/// What a kubelet says of a pod whose containers run. Merged, the labels stay as they are.
-fn status(pod: &Pod, ready: bool, behaviour: &Behaviour) -> Value {
-    let spec = pod.spec.as_ref();
-    let containers = spec.map(|spec| spec.containers.as_slice()).unwrap_or_default();
-    let init = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
-    let now = now();
-    let statuses = |containers: &[Container], ready: bool, state: &Value| -> Vec<Value> {
-        containers.iter().map(|container| container_status(pod, container, ready, state, behaviour)).collect()
-    };
-    let finished = json!({"terminated": {"exitCode": 0, "reason": "Completed", "startedAt": now, "finishedAt": now}});
-    json!({"status": {
-        "phase": "Running",
-        "startTime": now,
-        "hostIP": "192.0.2.1",
-        "podIP": "198.51.100.1",
-        "podIPs": [{"ip": "198.51.100.1"}],
-        "conditions": conditions(ready),
-        "containerStatuses": statuses(containers, ready, &json!({"running": {"startedAt": now}})),
-        "initContainerStatuses": statuses(init, true, &finished),
-    }})
-}
-
-fn container_status(pod: &Pod, container: &Container, ready: bool, state: &Value, behaviour: &Behaviour) -> Value {
-    let image = container.image.as_deref().unwrap_or_default();
-    let digest = behaviour.digests.get(image).cloned().unwrap_or_else(|| digest(image));
-    // A name's part behind the last colon is a tag, unless that is the registry's port.
-    let name = image.split('@').next().unwrap_or_default();
-    let name = name.rsplit_once(':').map_or(name, |(name, tag)| if tag.contains('/') { image } else { name });
-    json!({
-        "name": container.name,
-        "ready": ready,
-        "started": true,
-        "restartCount": 0,
-        "image": image,
-        "imageID": format!("{name}@{digest}"),
-        "containerID": format!("containerd://{}", container_id(pod, &container.name)),
-        "state": state,
-    })
-}
-
-fn conditions(ready: bool) -> Value {
-    let condition = |kind: &str, holds: bool| {
-        json!({
-            "type": kind,
-            "status": if holds { "True" } else { "False" },
-            "lastTransitionTime": now(),
-        })
-    };
-    json!([
-        condition("Initialized", true),
-        condition("PodScheduled", true),
-        condition("ContainersReady", ready),
-        condition("Ready", ready),
-    ])
-}
-
-/// The API has whole seconds.
-fn now() -> String {
-    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
 fn uid(pod: &Pod) -> String {
     pod.uid().unwrap_or_default()
-}
-
-/// 64 hex digits that depend on `what` alone.
-fn hex(what: impl std::hash::Hash) -> String {
-    let part = |salt: u8| {
-        let mut hasher = DefaultHasher::new();
-        (salt, &what).hash(&mut hasher);
-        format!("{:016x}", hasher.finish())
-    };
-    (0..4).map(part).collect()
 }
 
 /// A pod that is gone or another by now needs nothing.

@@ -10,6 +10,7 @@ use guard_e2e::{
     eventually,
     kubelet::{self, container_id, digest},
     objects::{self, IMAGE, daemon_set, deployment, eviction, job, merge, pod, stateful_set},
+    space::is_ready,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -338,6 +339,45 @@ async fn it_does_without_controllers() -> Result<()> {
     let space = Space::existing(&admin, "default");
     let _kubelet = Kubelet::start(&admin, &space.name, &NODES, Behaviour::default()).await?;
     space.create::<Pod>(pod("alone")).await?;
+    space.ready("alone", 1).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn why_a_server_does_not_start_is_said() -> Result<()> {
+    let options = Options { api_arguments: vec!["--no-such-flag".into()], ..Options::default() };
+    let error = format!("{:#}", ControlPlane::start(options).await.err().context("it started")?);
+    assert!(error.starts_with("kube-apiserver ended with exit"), "{error}");
+    assert!(error.contains("unknown flag: --no-such-flag"), "{error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pod_may_stay_pending_and_unready() -> Result<()> {
+    let (space, kubelet) = with(Behaviour { running_after: Duration::MAX, ..Behaviour::default() }).await?;
+    space.create::<Pod>(pod("alone")).await?;
+    let phase = async |phase: &str| {
+        eventually(phase, Duration::from_secs(20), async || {
+            let pod = space.api::<Pod>().get("alone").await?;
+            let is_bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+            ensure!(
+                is_bound && pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some(phase),
+                "{:?}",
+                pod.status
+            );
+            Ok(pod)
+        })
+        .await
+    };
+    let pending = phase("Pending").await?;
+    assert_eq!(pending.status.and_then(|status| status.container_statuses), None, "ids of containers that do not run");
+    kubelet.change(|behaviour| {
+        behaviour.running_after = Duration::ZERO;
+        behaviour.ready_after = None;
+    });
+    let running = phase("Running").await?;
+    assert!(!is_ready(&running), "{:?}", running.status);
+    kubelet.change(|behaviour| behaviour.ready_after = Some(Duration::ZERO));
     space.ready("alone", 1).await?;
     Ok(())
 }

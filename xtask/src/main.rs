@@ -86,6 +86,14 @@ mod tests {
     }
 
     #[test]
+    fn the_cluster_tests_get_their_arguments() {
+        let Verb::E2e { args } = Verb::parse_from(["xtask", "e2e", "--", "budget", "--nocapture"]) else {
+            panic!("`e2e` was taken for another verb");
+        };
+        assert_eq!(args, ["budget", "--nocapture"]);
+    }
+
+    #[test]
     fn a_filter_follows_two_dashes() {
         let Verb::Test { long: false, args } = Verb::parse_from(["xtask", "test", "--", "meter", "--nocapture"]) else {
             panic!("`test` was taken for another verb");

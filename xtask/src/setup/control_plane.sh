@@ -22,12 +22,13 @@ say() { echo "setup: control plane: $* (${SECONDS} s)"; }
 
 # The mirror that this system uses, for the one release whose packages the recipe was proven with.
 prepare_apt() {
-    local mirror trusted='[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
+    local mirror keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    [[ -e $keyring ]] || { echo "$keyring is not there: is this Debian?" >&2; return 1; }
     mirror=$(apt-get indextargets --format '$(COMPONENT) $(RELEASE) $(REPO_URI)' 'Created-By: Packages' |
         awk '$1 == "main" && $2 !~ /-/ { print $3; exit }')
     [[ $mirror ]] || { echo "apt knows no Debian mirror: see sources.list(5)" >&2; return 1; }
     mkdir -p "$work"/apt/{lists/partial,cache/archives/partial}
-    printf '%s\n' {deb,deb-src}" $trusted $mirror $suite main" >"$work/apt/sources.list"
+    printf '%s\n' {deb,deb-src}" [signed-by=$keyring] $mirror $suite main" >"$work/apt/sources.list"
     cat >"$work/apt.conf" <<CONF
 Dir::Etc::sourcelist "$work/apt/sources.list";
 Dir::Etc::sourceparts "/dev/null";
