@@ -47,13 +47,17 @@ impl Pods {
 
     /// Makes the n-th container of a pod, as the systemd driver lays it out.
     pub fn container(&self, pod: u32, container: u32) -> Result<Container> {
-        let id = format!("{pod:08x}{container:04x}{:052x}", 0);
-        let uid = uid(pod).replace('-', "_");
+        self.container_of(&uid(pod), &format!("{pod:08x}{container:04x}{:052x}", 0))
+    }
+
+    /// Makes a container of this id in the pod of this UID, likewise.
+    pub fn container_of(&self, uid: &str, id: &str) -> Result<Container> {
+        let uid = uid.replace('-', "_");
         let pod = format!("kubepods-burstable.slice/kubepods-burstable-pod{uid}.slice");
         let path = self.root.join(pod).join(format!("cri-containerd-{id}.scope"));
         fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
         let label = id[..12].to_owned();
-        Ok(Container { path, id, label })
+        Ok(Container { path, id: id.into(), label })
     }
 
     /// What stands in `meters.extra` for this tree's services.

@@ -1,9 +1,10 @@
-//! The project's chores: `cargo xtask setup | lint | test | demo | bench`.
+//! The project's chores: `cargo xtask setup | lint | test | e2e | demo | bench`.
 //!
 //! It depends on nothing that needs the compiler for the kernel programs, for it is what fetches that compiler.
 
 mod bench;
 mod demo;
+mod e2e;
 mod fuzz;
 mod kernel;
 mod lint;
@@ -32,6 +33,11 @@ enum Verb {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Run the tests against a real Kubernetes API server, which is built first if need be (needs root).
+    E2e {
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
     /// Show the agent at work on this machine (needs root); the arguments are the demo's own.
     #[command(disable_help_flag = true)]
     Demo {
@@ -51,6 +57,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Setup => setup::run(),
         Verb::Lint => lint::run(),
         Verb::Test { long, args } => test::run(*long, args),
+        Verb::E2e { args } => e2e::run(args),
         Verb::Demo { args } => demo::run(args),
         Verb::Bench { args } => bench::run(args),
     }
@@ -76,6 +83,14 @@ mod tests {
             panic!("`demo` was taken for another verb");
         };
         assert_eq!(args, ["--kill-switch", "--help"]);
+    }
+
+    #[test]
+    fn the_cluster_tests_get_their_arguments() {
+        let Verb::E2e { args } = Verb::parse_from(["xtask", "e2e", "--", "budget", "--nocapture"]) else {
+            panic!("`e2e` was taken for another verb");
+        };
+        assert_eq!(args, ["budget", "--nocapture"]);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! `cargo xtask setup`: fetches what is missing and nothing else; a second run finds everything there and says so.
 
 mod apt;
+mod control_plane;
 mod crates;
 mod fuzzer;
+mod kept;
 mod linker;
 mod recipe;
 mod toolchain;
@@ -36,6 +38,11 @@ pub(crate) fn toolchain() -> Result<()> {
 pub(crate) fn fuzzer() -> Result<PathBuf> {
     report(&tools::ensure(&tools::FUZZING))?;
     fuzzer::ensure()
+}
+
+/// For the tests against a Kubernetes API server: where its programs are.
+pub(crate) fn control_plane() -> Result<PathBuf> {
+    control_plane::ensure()
 }
 
 /// All that is missing at once, each with its remedy: nobody wants to learn of it one run at a time.

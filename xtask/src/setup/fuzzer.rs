@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::{crates, toolchain};
+use super::{crates, kept};
 use crate::process::{output, root};
 
 const NAME: &str = "cargo-fuzz";
@@ -15,10 +15,10 @@ const VERSION: &str = "0.13.2";
 
 /// Compiles it if it is not there, or does not run on this system, and returns where it is.
 pub(super) fn ensure() -> Result<PathBuf> {
-    let shared = toolchain::cache().unwrap_or_else(|| root().join("target"));
+    let shared = kept::cache().unwrap_or_else(|| root().join("target"));
     let folder = std::path::absolute(shared.join(format!("{NAME}-{VERSION}")))?;
     let program = folder.join("bin").join(NAME);
-    toolchain::locked(&folder, || if runs(&program) { Ok(()) } else { crates::install(NAME, VERSION, &folder) })?;
+    kept::locked(&folder, || if runs(&program) { Ok(()) } else { crates::install(NAME, VERSION, &folder) })?;
     Ok(program)
 }
 
