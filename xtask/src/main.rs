@@ -1,4 +1,4 @@
-//! The project's chores: `cargo xtask setup | lint | test | demo | bench`.
+//! The project's chores: `cargo xtask setup | lint | test | manifests | demo | bench`.
 //!
 //! It depends on nothing that needs the compiler for the kernel programs, for it is what fetches that compiler.
 
@@ -7,6 +7,7 @@ mod demo;
 mod fuzz;
 mod kernel;
 mod lint;
+mod manifests;
 mod process;
 mod setup;
 mod test;
@@ -32,6 +33,11 @@ enum Verb {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Render and test what an operator applies: kustomize, the chart, alerts, the dashboard.
+    Manifests {
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
     /// Show the agent at work on this machine (needs root); the arguments are the demo's own.
     #[command(disable_help_flag = true)]
     Demo {
@@ -51,6 +57,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Setup => setup::run(),
         Verb::Lint => lint::run(),
         Verb::Test { long, args } => test::run(*long, args),
+        Verb::Manifests { args } => manifests::run(args),
         Verb::Demo { args } => demo::run(args),
         Verb::Bench { args } => bench::run(args),
     }

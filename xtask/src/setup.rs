@@ -5,12 +5,15 @@ mod crates;
 mod fuzzer;
 mod linker;
 mod recipe;
+mod renderers;
 mod toolchain;
 mod tools;
 
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+
+pub(crate) use self::renderers::Renderers;
 
 /// The verb.
 pub(crate) fn run() -> Result<()> {
@@ -36,6 +39,12 @@ pub(crate) fn toolchain() -> Result<()> {
 pub(crate) fn fuzzer() -> Result<PathBuf> {
     report(&tools::ensure(&tools::FUZZING))?;
     fuzzer::ensure()
+}
+
+/// For the manifests: where kubectl, Helm and promtool are.
+pub(crate) fn renderers() -> Result<Renderers> {
+    report(&tools::ensure(&tools::FETCHING))?;
+    renderers::ensure()
 }
 
 /// All that is missing at once, each with its remedy: nobody wants to learn of it one run at a time.

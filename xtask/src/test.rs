@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     fuzz::Fuzzer,
+    manifests,
     process::{self, cargo, program, require_root, with_agent},
     setup,
 };
@@ -34,7 +35,7 @@ pub(crate) fn run(long: bool, args: &[String]) -> Result<()> {
 fn ordinary(args: &[String]) -> Result<()> {
     build_agents()?;
     if args.is_empty() {
-        process::run(cargo().args(["test", "--workspace", "--exclude", WHOLE_SYSTEM]))?;
+        process::run(cargo().args(["test", "--workspace", "--exclude", WHOLE_SYSTEM, "--exclude", manifests::TESTS]))?;
     }
     if !args.is_empty() {
         return whole_system(&["--lib", "--bins", "--tests"], "1", args);
