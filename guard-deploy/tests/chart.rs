@@ -37,7 +37,7 @@ fn the_schema_refuses_what_would_be_misread() {
         ("hardend=true", "hardend"),
         ("image.digest=sha256:beef", "digest"),
         ("config.mode=evict", "config"),
-        ("networkPolicy.namespaces=null,networkPolicy.namespaces=x", "namespaces"),
+        ("networkPolicy.namespaces=x", "namespaces"),
         ("podMonitor.enable=true", "enable"),
     ] {
         let refused = helm(&[values]).expect_err(values).to_string();
