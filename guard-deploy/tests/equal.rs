@@ -33,8 +33,10 @@ fn normal(text: &str) -> Result<BTreeMap<String, Value>> {
         // A patch may put a list of named things into another order.
         let containers = object.pointer_mut("/spec/template/spec/containers").and_then(Value::as_array_mut);
         for container in containers.into_iter().flatten() {
-            let mounts = container["volumeMounts"].as_array_mut().context("a container without mounts")?;
-            mounts.sort_by_key(|mount| mount["mountPath"].to_string());
+            for (list, key) in [("volumeMounts", "mountPath"), ("env", "name")] {
+                let named = container[list].as_array_mut().with_context(|| format!("a container without {list}"))?;
+                named.sort_by_key(|item| item[key].to_string());
+            }
         }
         assert!(all.insert(key.clone(), object).is_none(), "{key} is there twice");
     }

@@ -163,13 +163,12 @@ fn in_sources() -> Result<BTreeSet<(String, String)>> {
 #[test]
 fn the_readme_documents_the_metrics_that_there_are() -> Result<()> {
     let (documented, sources) = (documented()?, in_sources()?);
-    let derived =
-        |name: &str| {
-            let base = name
-                .rsplit_once('_')
-                .map_or("", |(base, part)| if ["bucket", "count", "sum"].contains(&part) { base } else { "" });
-            documented.contains(base)
-        };
+    let derived = |name: &str| {
+        let base = name
+            .rsplit_once('_')
+            .map_or("", |(base, part)| if ["bucket", "count", "sum"].contains(&part) { base } else { "" });
+        documented.contains(base)
+    };
     let is = |name: &str, (before, after): &(String, String)| {
         if after.is_empty() {
             name == before

