@@ -1,4 +1,4 @@
-//! The project's chores: `cargo xtask setup | lint | test | e2e | demo | bench`.
+//! The project's chores: `cargo xtask setup | lint | test | e2e | manifests | demo | bench`.
 //!
 //! It depends on nothing that needs the compiler for the kernel programs, for it is what fetches that compiler.
 
@@ -8,6 +8,7 @@ mod e2e;
 mod fuzz;
 mod kernel;
 mod lint;
+mod manifests;
 mod process;
 mod setup;
 mod test;
@@ -38,6 +39,11 @@ enum Verb {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Render and test what an operator applies: kustomize, the chart, alerts, the dashboard.
+    Manifests {
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
     /// Show the agent at work on this machine (needs root); the arguments are the demo's own.
     #[command(disable_help_flag = true)]
     Demo {
@@ -58,6 +64,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Lint => lint::run(),
         Verb::Test { long, args } => test::run(*long, args),
         Verb::E2e { args } => e2e::run(args),
+        Verb::Manifests { args } => manifests::run(args),
         Verb::Demo { args } => demo::run(args),
         Verb::Bench { args } => bench::run(args),
     }

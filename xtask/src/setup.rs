@@ -7,12 +7,15 @@ mod fuzzer;
 mod kept;
 mod linker;
 mod recipe;
+mod renderers;
 mod toolchain;
 mod tools;
 
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+
+pub(crate) use self::renderers::Renderers;
 
 /// The verb.
 pub(crate) fn run() -> Result<()> {
@@ -43,6 +46,12 @@ pub(crate) fn fuzzer() -> Result<PathBuf> {
 /// For the tests against a Kubernetes API server: where its programs are.
 pub(crate) fn control_plane() -> Result<PathBuf> {
     control_plane::ensure()
+}
+
+/// For the manifests: where kubectl, Helm and promtool are.
+pub(crate) fn renderers() -> Result<Renderers> {
+    report(&tools::ensure(&tools::FETCHING))?;
+    renderers::ensure()
 }
 
 /// All that is missing at once, each with its remedy: nobody wants to learn of it one run at a time.

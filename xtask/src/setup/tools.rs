@@ -18,6 +18,9 @@ pub(super) const SYSTEM: [Tool; 3] = [
 /// libFuzzer is C++.
 pub(super) const FUZZING: [Tool; 1] = [Tool { program: "c++", packages: &["g++"] }];
 
+/// Fetches Python packages.
+pub(super) const FETCHING: [Tool; 1] = [Tool { program: "pip3", packages: &["python3-pip"] }];
+
 /// Installs those that are missing if it may, and returns what is missing still, with its remedy.
 pub(super) fn ensure(tools: &[Tool]) -> Vec<String> {
     tools.iter().filter(|tool| !is_installed(tool.program)).filter_map(|tool| install(tool).err()).collect()

@@ -1,0 +1,19 @@
+//! `cargo xtask manifests`: renders all that an operator applies, with the tools that an operator has, and tests it.
+
+use anyhow::Result;
+
+use crate::{
+    process::{self, cargo},
+    setup::{self, Renderers},
+};
+
+/// The crate of these tests. They need more tools than the others, so the others leave them out.
+pub(crate) const TESTS: &str = "guard-deploy";
+
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    let Renderers { kubectl, helm, promtool } = setup::renderers()?;
+    let mut tests = cargo();
+    tests.args(["test", "-p", TESTS, "--"]).args(args);
+    tests.env("EGRESS_GUARD_KUBECTL", kubectl).env("EGRESS_GUARD_HELM", helm).env("EGRESS_GUARD_PROMTOOL", promtool);
+    process::run(&mut tests)
+}
