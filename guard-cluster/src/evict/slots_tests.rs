@@ -35,7 +35,7 @@ fn full(held: u64, retry_after: u64) -> Choice {
 #[test]
 fn which_slot_is_taken() {
     let now = 100_000;
-    let choose = |leases: &[Lease], most, per| super::choose(leases, now, budget(most, per), "me");
+    let choose = |leases: &[Lease], most, per| choose(leases, now, budget(most, per), "me");
     assert_eq!(choose(&[], 2, 60), any(&[], &[0, 1]));
     // One is held for the window and the margin, to the second.
     assert_eq!(choose(&[slot(0, "a", Some(now - 90), 60)], 1, 60), full(1, 1));
