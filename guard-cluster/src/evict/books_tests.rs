@@ -133,6 +133,20 @@ async fn what_came_to_nothing_leaves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_may_still_come_to_something_is_kept() {
+    let fake = Fake::new(0);
+    let books = agent(&fake, 1);
+    books.hold(WEB, "u-1", 1).await.expect("a hold");
+    let again = books.hold(WEB, "u-1", 1).await.expect("its own");
+    books.give_back(again).await;
+    agent(&fake, 2).hold(WEB, "u-2", 1).await.expect_err("an eviction may be under way");
+    tokio::time::advance(Duration::from_secs(slots::LINGERS as u64 + 1)).await;
+    let again = books.hold(WEB, "u-1", 1).await.expect("its own");
+    books.give_back(again).await;
+    agent(&fake, 2).hold(WEB, "u-2", 1).await.expect("nothing is");
+}
+
+#[tokio::test(start_paused = true)]
 async fn books_that_cannot_be_read_allow_nothing() {
     let fake = Fake::new(0);
     let path = format!("{LEASES}/{}", name(WEB));

@@ -135,9 +135,12 @@ impl Fake {
             Say::Answer(status, body) => (response.status(status), body),
             Say::With(status, name, value, body) => (response.status(status).header(name, value), body),
         };
-        let lines = |events: &Vec<Value>| events.iter().map(|event| format!("{event}\n")).collect();
-        let text = if path.ends_with("/pods") { body.as_array().map(lines) } else { None };
-        Some(response.body(Body::from(text.unwrap_or_else(|| body.to_string()).into_bytes())).expect("a response"))
+        // A watch's events are a line each.
+        let text = match body.as_array() {
+            Some(events) => events.iter().flat_map(|event| [event.to_string(), "\n".to_owned()]).collect(),
+            None => body.to_string(),
+        };
+        Some(response.body(Body::from(text.into_bytes())).expect("a response"))
     }
 }
 

@@ -61,7 +61,7 @@ fn pod(name: &str, uid: &str, (kind, set): (&str, &str), ready: bool) -> Value {
     })
 }
 
-fn event(kind: &str, pod: Value) -> Value {
+fn event(kind: &str, pod: &Value) -> Value {
     json!({"type": kind, "object": pod})
 }
 
@@ -147,10 +147,10 @@ async fn the_replacement_is_waited_for_until_it_is_ready() {
     fake.state().watches = [
         // Another Deployment's, Ready; then ours in mid roll-out, not Ready yet. Then the watch ends.
         vec![
-            event("ADDED", pod("other", "u-8", set("set-3"), true)),
-            event("ADDED", pod("web-2", "u-2", set("set-2"), false)),
+            event("ADDED", &pod("other", "u-8", set("set-3"), true)),
+            event("ADDED", &pod("web-2", "u-2", set("set-2"), false)),
         ],
-        vec![event("MODIFIED", pod("web-2", "u-2", set("set-2"), true))],
+        vec![event("MODIFIED", &pod("web-2", "u-2", set("set-2"), true))],
     ]
     .into();
     let evicted = evicted(true);
@@ -169,7 +169,7 @@ async fn the_replacement_is_waited_for_until_it_is_ready() {
 async fn a_replacement_that_does_not_become_ready_is_said() {
     let fake = Fake::new(0);
     let set = ("ReplicaSet", "set-1");
-    fake.state().watches = [vec![event("ADDED", pod("web-2", "u-2", set, false))]].into();
+    fake.state().watches = [vec![event("ADDED", &pod("web-2", "u-2", set, false))]].into();
     let evicted = evicted(true);
     let began = time::Instant::now();
     let replacement = search(&fake).await_replacement(&evicted).await;

@@ -100,6 +100,9 @@ async fn evict(fake: &Arc<Fake>, order: &Order) -> Attempt {
     responder(fake, "node-1").evict(order, || false).await
 }
 
+/// To a pod.
+type Change = fn(&mut Value);
+
 fn evictions(fake: &Fake) -> usize {
     fake.asked("POST /api/v1/namespaces/shop/pods/").len()
 }
@@ -269,14 +272,14 @@ async fn what_the_api_server_says_now_counts_and_not_what_the_node_knew() {
     assert_eq!((evictions(&alone), taken(&alone)), (0, 0));
     assert_eq!(evict(&alone, &Order { leave: unready, ..order() }).await.outcome.name(), "done");
 
-    let of = |change: fn(&mut Value)| {
+    let of = |change: Change| {
         let fake = cluster(3);
         let mut pod = pod("web-1", "u-1");
         change(&mut pod);
         fake.put(POD, pod);
         fake
     };
-    let cases: [(&str, fn(&mut Value)); 5] = [
+    let cases: [(&str, Change); 5] = [
         ("priority", |pod| pod["spec"]["priorityClassName"] = json!("system-node-critical")),
         ("mirror", |pod| pod["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"})),
         ("unmanaged", |pod| pod["metadata"]["ownerReferences"] = json!([])),
