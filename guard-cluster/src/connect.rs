@@ -62,11 +62,65 @@ pub fn is_configured() -> bool {
 
 /// Makes the clients. Nothing is sent yet: an API server that is away is no error.
 pub async fn connect() -> Result<Clients, ConnectError> {
-    let mut config = Config::infer().await?;
+    clients(Config::infer().await?)
+}
+
+fn clients(mut config: Config) -> Result<Clients, ConnectError> {
     config.default_retry = false;
     let patient = Client::try_from(config.clone())?;
     config.read_timeout = Some(PATIENCE);
     config.reset_reader_on_write = true;
     let once = Client::try_from(config)?;
     Ok(Clients { patient, once })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use http::Request;
+    use kube::client::Body;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_acts_is_never_repeated() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        tokio::spawn(async move {
+            loop {
+                let (mut socket, _) = listener.accept().await.expect("a connection");
+                let mut buffer = [0; 4096];
+                while socket.read(&mut buffer).await.expect("a request") > 0 {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    let refusal = "HTTP/1.1 429 Too Many Requests\r\nretry-after: 0\r\ncontent-length: 2\r\n\r\n{}";
+                    socket.write_all(refusal.as_bytes()).await.expect("an answer");
+                }
+            }
+        });
+        let url = format!("http://{address}").parse().expect("a URL");
+        let Clients { patient, once } = clients(Config::new(url)).expect("clients");
+        let request = || Request::get("/api/v1").body(Body::empty()).expect("a request");
+        let answer = once.send(request()).await.expect("an answer");
+        assert_eq!((answer.status().as_u16(), asked.load(Ordering::SeqCst)), (429, 1));
+        // The other one does: a budget's refusal would be repeated for minutes.
+        let patient = tokio::spawn(async move { patient.send(request()).await });
+        tokio::time::timeout(Duration::from_mins(1), async {
+            while asked.load(Ordering::SeqCst) < 3 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .expect("a second try of the patient client");
+        patient.abort();
+    }
 }

@@ -19,6 +19,8 @@ mod books;
 mod claims;
 mod discovery;
 mod disruption;
+#[cfg(test)]
+mod fake;
 mod replacement;
 mod responder;
 mod slots;

@@ -222,7 +222,7 @@ fn entries(lease: &Lease) -> Result<Vec<Entry>, EvictError> {
 }
 
 /// A name for the workload's Lease: its own, as far as a Lease may have it, and a hash of all of it.
-fn name(workload: &str) -> String {
+pub(super) fn name(workload: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let readable: String = workload.chars().map(plain).take(100).collect();
     // FNV-1a. Two workloads of one hash would share their budget, which does no harm.

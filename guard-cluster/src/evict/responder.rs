@@ -93,16 +93,27 @@ impl Responder {
         replacement
     }
 
-    fn say(&self, attempt: &Attempt) {
+    /// False: it has been said, and nothing has changed since. A right that is missing is missing for all pods.
+    fn is_news(&self, outcome: &Outcome) -> bool {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        match &attempt.outcome {
+        match outcome {
+            Outcome::Forbidden { missing, .. } => said.insert(missing.clone()),
             Outcome::Done(_) | Outcome::DryRun => {
                 // The rights are there (again).
                 said.clear();
-                info!("{attempt}");
+                true
             }
-            Outcome::Gone => info!("{attempt}"),
-            Outcome::Forbidden { missing, .. } if !said.insert(missing.clone()) => debug!("{attempt}"),
+            _ => true,
+        }
+    }
+
+    fn say(&self, attempt: &Attempt) {
+        let outcome = &attempt.outcome;
+        if !self.is_news(outcome) {
+            return debug!("{attempt}");
+        }
+        match outcome {
+            Outcome::Done(_) | Outcome::DryRun | Outcome::Gone => info!("{attempt}"),
             Outcome::Forbidden { .. }
             | Outcome::Misconfigured { .. }
             | Outcome::NotCured { .. }
