@@ -78,7 +78,7 @@ impl Witness {
             (latest.saturating_sub(reason.since) >= nanos(evict.after), "too soon"),
             (held || policy.on_breach.contain.is_none(), "not contained first"),
             (!effects.iter().any(releases), "as it is let go"),
-            (self.forbids(node, cell, &evict.leave).is_none(), "though it is protected"),
+            (Self::forbids(node, cell, &evict.leave).is_none(), "though it is protected"),
             (!self.relapses.is_not_cured(cell.workload), "though that does not cure it"),
             (self.evictions.may(node.now, cell.whole()), "twice"),
             (!self.weather.is_storm(), "in a storm"),
@@ -105,7 +105,7 @@ impl Witness {
     }
 
     /// The name of what keeps a container from being evicted, whatever the budgets say.
-    fn forbids(&self, node: &Node, cell: &Cell, leave: &Leave) -> Option<&'static str> {
+    fn forbids(node: &Node, cell: &Cell, leave: &Leave) -> Option<&'static str> {
         let facts = cell.pod.and_then(|uid| node.pods.get(&uid));
         match facts {
             _ if node.nothing.is_some() => Some("protected"),
@@ -132,7 +132,7 @@ impl Witness {
             Refusal::KillSwitch => node.kill_switch,
             Refusal::Protected(_) => {
                 let evict = node.policy(cell).and_then(|policy| policy.on_breach.evict);
-                evict.is_some_and(|evict| self.forbids(node, cell, &evict.leave) == Some(why.name()))
+                evict.is_some_and(|evict| Self::forbids(node, cell, &evict.leave) == Some(why.name()))
             }
             Refusal::NotCured => self.relapses.is_not_cured(cell.workload),
             Refusal::Budget(Refused::Storm) => self.weather.is_storm(),
@@ -166,7 +166,7 @@ impl Witness {
             .is_some_and(|evict| breaches.iter().any(|key| surely(&key).saturating_sub(key.2) >= nanos(evict.after)));
         let spent = self.is_node_spent(node, cell) || self.is_workload_spent(node, cell);
         let leave = policy.on_breach.evict.map(|evict| evict.leave).unwrap_or_default();
-        let forbidden = self.forbids(node, cell, &leave).is_some() || self.relapses.is_not_cured(cell.workload);
+        let forbidden = Self::forbids(node, cell, &leave).is_some() || self.relapses.is_not_cured(cell.workload);
         let refused = node.kill_switch || forbidden || self.weather.is_storm() || spent;
         let rules = [(!contain || contained, "not contained"), (!due || (refused && said(Mode::Evict)), "not evicted")];
         all(rules, String::new)

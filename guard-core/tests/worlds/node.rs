@@ -280,7 +280,7 @@ impl World {
     }
 
     /// A few samples, and what the kernel says between them.
-    fn time_passes(&mut self, how: u8) -> Result<(), String> {
+    pub(crate) fn time_passes(&mut self, how: u8) -> Result<(), String> {
         for _ in 0..=how >> 6 {
             let tick = TICKS[usize::from(how & 7)];
             self.node.now += tick * S;

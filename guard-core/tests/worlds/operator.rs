@@ -32,7 +32,7 @@ impl World {
                 settings.policies.policies[changed] = policy(changed, u16::from_le_bytes([who, how]));
             }),
             3 => self.reload(|settings| settings.dry_run = how < 0x60),
-            4 if more & 3 == 0 => {
+            4 if more < 0x40 => {
                 self.node.nothing = (how < 0x60).then_some("nobody could");
                 let effects = self.judge.protect(self.node.now, self.node.means().nothing);
                 self.tell(Call::Decides, effects)
@@ -129,7 +129,11 @@ impl World {
         let said = self.judge.evicted(self.node.now, id, outcome);
         let alarm: Vec<Effect> = alarm.into_iter().map(Effect::Alarm).collect();
         must(said == alarm, || format!("said {said:?} of {outcome:?} instead of {alarm:?}"))?;
-        if before { Ok(()) } else { gone.into_iter().try_for_each(|id| self.go(id)) }
+        if !before {
+            gone.iter().try_for_each(|id| self.go(*id))?;
+        }
+        // So that what breaches again does so soon.
+        if gone.is_empty() { Ok(()) } else { self.time_passes(0x80 | how & 7) }
     }
 
     /// What there is in the place of what was evicted, and breaches as well. Returns what goes.
@@ -138,7 +142,7 @@ impl World {
         let (pod, policy, over) = (cell.pod, cell.policy, cell.over);
         let with_it = |cell: &&Cell| cell.id == id || pod.is_some() && cell.pod == pod;
         let gone = self.node.cells.iter().filter(with_it).map(|cell| cell.id).collect();
-        if let Some(pod) = pod.filter(|_| how & 0b100_0000 != 0) {
+        if let Some(pod) = pod.filter(|_| how & 0b110_0000 != 0) {
             self.replace(pod, policy, over)?;
         }
         // Some containers of a pod live on for a while.
