@@ -258,8 +258,11 @@ impl Judge {
 
     /// How the eviction ended that is underway for a breach of this container; it may be gone.
     pub fn evicted(&mut self, now: u64, id: ContainerId, how: Evicted) -> Vec<Effect> {
-        let Self { attempts, budgets, relapses, settings, .. } = self;
+        let Self { attempts, budgets, relapses, settings, containers, .. } = self;
         let workload = attempts.end(id, how, settings.dry_run, budgets, relapses);
+        if !containers.contains_key(&id) {
+            attempts.gone(id);
+        }
         let workload = workload.filter(|_| how == Evicted::NotCured);
         workload.and_then(|workload| relapses.told(now, &workload)).map(Effect::Alarm).into_iter().collect()
     }
