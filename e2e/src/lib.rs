@@ -9,9 +9,11 @@ pub mod audit;
 mod component;
 pub mod control_plane;
 mod credentials;
+pub mod installation;
 pub mod kubelet;
 pub mod objects;
 pub mod space;
+pub mod stage;
 
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,7 @@ use anyhow::{Result, anyhow};
 
 pub use audit::Request;
 pub use control_plane::{ControlPlane, Options};
+pub use installation::Installation;
 pub use kubelet::{Behaviour, Kubelet};
 pub use space::Space;
 

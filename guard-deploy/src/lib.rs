@@ -23,6 +23,10 @@ pub const MODES: [&str; 3] = ["observe", "contain", "evict"];
 pub const COMPONENTS: [&str; 4] = ["hardened", "own-node", "prometheus-operator", "grafana-dashboard"];
 
 /// A folder or file of the project.
+///
+/// # Panics
+///
+/// Never: the crate lies in the workspace.
 pub fn path(of: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace").join(of)
 }

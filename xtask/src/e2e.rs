@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use crate::{
+    manifests,
     process::{self, cargo, require_root, with_agent},
     setup,
 };
@@ -20,5 +21,6 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     process::run(cargo().args(["build", "-p", "guard-agent", "-p", "guard-tests", "--bins"]))?;
     let mut tests = cargo();
     tests.args(["test", "-p", PACKAGE, "--"]).args(args).env(CONTROL_PLANE, control_plane);
+    manifests::tools(&mut tests)?;
     process::run(with_agent(&mut tests, "debug"))
 }

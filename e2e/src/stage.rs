@@ -1,0 +1,147 @@
+//! A node with a real agent on it: real cgroups for the pods that the API server tells of, real traffic, real evictions.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use guard_tests::{
+    net::EXTERNAL_V4,
+    pods::{Container, Pods},
+    process::Traffic,
+    world::World,
+};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+
+use crate::{Behaviour, ControlPlane, Installation, Kubelet, Space, eventually, kubelet::container_id};
+
+/// How long it may take from a breach to everything that follows from it.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// More than the policies of these tests allow, in bytes per second.
+const ATTACK: u64 = 2_000_000;
+
+/// A namespace of workloads, an installation, and one node whose agent runs.
+#[derive(Debug)]
+pub struct Stage {
+    /// The node with its agent, its wire and its cgroups.
+    pub world: World,
+    /// Where the workloads are.
+    pub space: Space,
+    /// What plays kubelet for them.
+    pub kubelet: Kubelet,
+    /// The agents' namespace.
+    pub installation: Installation,
+    /// The node's name.
+    pub node: String,
+    /// Cgroups by the pod's UID: they go with the stage.
+    containers: BTreeMap<String, Container>,
+}
+
+/// A policy file in mode evict with 100 KB/s for all, evicted a second after the breach. `rest`: further sections, and
+/// `evict`: further keys of `onBreach.evict`.
+pub fn config(rest: &str, evict: &str) -> String {
+    format!(
+        "mode: evict\nsample: {{interval: 100ms}}\n{rest}\npolicies:\n  - name: small\n    match: {{}}\n    egress: \
+         {{rate: 100KB/s, burst: 100KB}}\n    onBreach:\n      contain: {{throttle: 50KB/s, for: 10m}}\n      evict: \
+         {{after: 1s, minAge: 0s{evict}}}\n"
+    )
+}
+
+impl Stage {
+    /// On a control plane, with a policy file.
+    pub async fn new(plane: &ControlPlane, config: &str) -> Result<Self> {
+        Self::with(plane, config, Behaviour::default()).await
+    }
+
+    /// As [`Self::new`], with another kubelet.
+    pub async fn with(plane: &ControlPlane, config: &str, behaviour: Behaviour) -> Result<Self> {
+        let installation = Installation::new(plane, "evict", config).await?;
+        let client = plane.admin().await?;
+        let space = Space::new(&client).await?;
+        let node = format!("node-{}", space.name);
+        let kubelet = Kubelet::start(&client, &space.name, &[&node], behaviour).await?;
+        let world = tokio::task::block_in_place(|| {
+            World::prepared(|_: &Pods, setup| {
+                setup.set("--orchestrator", "kubernetes");
+                setup.set("--node-name", &*node);
+                let kubeconfig = installation.kubeconfig.display().to_string();
+                setup.environment.push(("KUBECONFIG".into(), kubeconfig));
+                setup.environment.push(("POD_NAMESPACE".into(), installation.space.name.clone()));
+                setup.configure(config)
+            })
+        })?;
+        Ok(Self { world, space, kubelet, installation, node, containers: BTreeMap::new() })
+    }
+
+    /// Gives a pod's first container its cgroup, and waits until it has its meter and the names of the pod.
+    pub async fn run(&mut self, pod: &Pod) -> Result<()> {
+        let uid = pod.uid().context("a pod without UID")?;
+        let name = pod.spec.as_ref().and_then(|spec| spec.containers.first()).context("no container")?.name.clone();
+        let container = self.world.pods.container_of(&uid, &container_id(pod, &name))?;
+        self.containers.insert(uid, container);
+        let pod_name = pod.name_any();
+        eventually(&format!("the agent knows {pod_name} by its name"), SOON, async || {
+            let listed = tokio::task::block_in_place(|| self.world.agent().list())?;
+            let found = listed.iter().any(|listed| listed.pod == pod_name && listed.container == name);
+            ensure!(found, "it lists {listed:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// The cgroup of a pod's container.
+    pub fn container(&self, pod: &Pod) -> Result<&Container> {
+        let uid = pod.uid().unwrap_or_default();
+        self.containers.get(&uid).with_context(|| format!("{} was given no cgroup", pod.name_any()))
+    }
+
+    /// Lets a pod send far more than it may, until what this returns is dropped.
+    pub fn attack(&self, pod: &Pod) -> Result<Traffic> {
+        let send = format!("udp-send --to {EXTERNAL_V4}:9100 --sizes 972 --rate {ATTACK} --seconds 600 --stubborn");
+        Traffic::start(&self.world.wires.node, Some(self.container(pod)?), &send)
+    }
+
+    /// The value of a series of the agent's.
+    pub fn series(&self, series: &str) -> Result<u64> {
+        let scraped = tokio::task::block_in_place(|| self.world.agent().scrape())?;
+        Ok(scraped.get(series).unwrap_or(0))
+    }
+
+    /// How many evictions ended so.
+    pub fn evictions(&self, result: &str) -> Result<u64> {
+        self.series(&format!("egress_guard_evictions_total{{result=\"{result}\"}}"))
+    }
+
+    /// Waits until an eviction has ended so.
+    pub async fn ended(&self, result: &str) -> Result<()> {
+        eventually(&format!("an eviction that ends with {result:?}"), SOON, async || {
+            let count = self.evictions(result)?;
+            ensure!(count > 0, "there is none; the agent says:\n{}", self.log()?);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until the log says this.
+    pub async fn says(&self, text: &str) -> Result<()> {
+        eventually(&format!("the agent says {text:?}"), SOON, async || {
+            let log = self.log()?;
+            ensure!(log.contains(text), "it says:\n{log}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// The agent's log.
+    pub fn log(&self) -> Result<String> {
+        self.world.agent().log()
+    }
+
+    /// Fails if a pod was deleted, or is about to be.
+    pub async fn untouched(&self, pod: &Pod) -> Result<()> {
+        let found = self.space.api::<Pod>().get(&pod.name_any()).await?;
+        ensure!(found.uid() == pod.uid(), "{} is another one", pod.name_any());
+        ensure!(found.metadata.deletion_timestamp.is_none(), "{} is being deleted:\n{}", pod.name_any(), self.log()?);
+        Ok(())
+    }
+}
