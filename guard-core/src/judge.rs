@@ -99,7 +99,7 @@ impl Judge {
             let facts =
                 Container { id, policy: None, workload, unit, pod, contained, released, eviction: None, paid: None };
             let known = Known { about, facts };
-            *self.pods.entry(Arc::clone(known.facts.pod())).or_default() += 1;
+            *self.pods.entry(Arc::clone(known.facts.pod_or_workload())).or_default() += 1;
             self.containers.insert(id, known);
             return self.assign(now, id);
         };
@@ -107,11 +107,11 @@ impl Judge {
             return vec![];
         }
         let same = known.about.subject == about.subject && known.about.series == about.series;
-        let before = Arc::clone(known.facts.pod());
+        let before = Arc::clone(known.facts.pod_or_workload());
         known.facts.workload = Arc::clone(&about.workload);
         known.facts.pod.clone_from(&about.pod);
         known.about = About { unit: known.about.unit.take(), ..about };
-        let pod = Arc::clone(known.facts.pod());
+        let pod = Arc::clone(known.facts.pod_or_workload());
         if before != pod {
             self.leave_pod(&before);
             *self.pods.entry(pod).or_default() += 1;
@@ -147,7 +147,7 @@ impl Judge {
     /// A container is gone.
     pub fn gone(&mut self, now: u64, id: ContainerId) -> Vec<Effect> {
         if let Some(known) = self.containers.remove(&id) {
-            self.leave_pod(known.facts.pod());
+            self.leave_pod(known.facts.pod_or_workload());
         }
         self.attempts.gone(id);
         self.holds_no_more(id);
