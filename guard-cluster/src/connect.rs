@@ -63,7 +63,8 @@ pub async fn connect() -> Result<Clients, ConnectError> {
     clients(Config::infer().await?)
 }
 
-fn clients(mut config: Config) -> Result<Clients, ConnectError> {
+/// Makes the clients for a configuration that is known.
+pub fn clients(mut config: Config) -> Result<Clients, ConnectError> {
     let patient = Client::try_from(config.clone())?;
     config.default_retry = false;
     config.read_timeout = Some(PATIENCE);
