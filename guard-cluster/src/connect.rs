@@ -65,7 +65,8 @@ pub async fn connect() -> Result<Clients, ConnectError> {
     clients(Config::infer().await?)
 }
 
-fn clients(mut config: Config) -> Result<Clients, ConnectError> {
+/// Makes the clients for a configuration that is known.
+pub fn clients(mut config: Config) -> Result<Clients, ConnectError> {
     config.default_retry = false;
     let patient = Client::try_from(config.clone())?;
     config.read_timeout = Some(PATIENCE);
