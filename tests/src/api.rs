@@ -198,12 +198,11 @@ impl Shared {
                 answer(&mut connection, 200, &list)?;
             } else {
                 let found = self.lock().objects.get(path).cloned();
-                match found {
-                    Some(object) => answer(&mut connection, 200, &object)?,
-                    None => {
-                        answer(&mut connection, 404, &json!({"kind": "Status", "code": 404, "reason": "NotFound"}))?
-                    }
-                }
+                let (code, body) = match found {
+                    Some(object) => (200, object),
+                    None => (404, json!({"kind": "Status", "code": 404, "reason": "NotFound"})),
+                };
+                answer(&mut connection, code, &body)?;
             }
         }
     }

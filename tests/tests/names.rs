@@ -196,6 +196,11 @@ fn while_the_api_server_is_away_all_goes_on_and_names_outlive_the_agent() -> Res
     shows(world.agent(), &[(&nameless(1, &old), sum)])?;
     ensure!(world.agent().scrape()?.get("egress_guard_cluster_connected") == Some(0));
     world.agent().hear("cannot watch this node's pods", Duration::from_secs(5))?;
+    // More than one attempt, and one line of them all.
+    std::thread::sleep(Duration::from_secs(3));
+    let failures = world.agent().scrape()?.get("egress_guard_cluster_watch_failures_total");
+    let loud = world.agent().log()?.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).count();
+    ensure!(failures > Some(1) && loud == 1, "{failures:?} failures in {loud} lines: {}", world.agent().log()?);
     api.apply(&pod(1, "web-0", Some(&old)));
     api.set_away(false);
     eventually("the name has come", Duration::from_secs(40), || shows(world.agent(), &[("shop/web-0/main", sum)]))?;
