@@ -3,10 +3,7 @@
 use std::{future::Future, mem, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use guard_cluster::{
-    connect::{self, Clients, Identity},
-    pods::Pods,
-};
+use guard_cluster::connect::{Clients, Identity};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     sync::{mpsc, watch},
@@ -18,7 +15,6 @@ use tracing::{error, info, warn};
 use crate::{
     breaches::Breaches,
     config::{Config, ConfigError},
-    core::roster::Roster,
     guard::{
         Guard, Parts,
         commands::{self, Command},
@@ -37,7 +33,7 @@ use crate::{
     orchestrator::{Orchestrator, cluster::Cluster, local::Local},
     reload::Reload,
     snapshot::Snapshot,
-    watching::Watching,
+    watching::{self, Watching},
     webhook::{Endpoint, Webhook},
 };
 
@@ -103,11 +99,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         })?),
         None => None,
     };
-    // Nothing is sent yet: an API server that is away keeps nobody from counting.
-    let clients = match options.orchestrator {
-        Orchestrator::Kubernetes => Some(connect::connect().await?),
-        Orchestrator::None | Orchestrator::Local => None,
-    };
+    let clients = options.orchestrator.clients().await?;
     let watched = Watched { root: root.clone(), pods_root, extra: config.meters.extra.clone() };
     let (state_file, mut remembered) = Keeper::open(&options.state_dir)?;
     let pins = Pins::open(&options.bpffs)?;
@@ -157,21 +149,13 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     kill_switch.set_file(config.kill_switch, &options.config)?;
     let voice = Voice::new(breaches, options.identity.node.clone());
     let keeper = state_file.keep(Arc::clone(&metrics));
-    let (roster, mut pods) = match &clients {
-        None => (None, Watching::nothing()),
-        Some(clients) => {
-            let known = remembered.as_mut().map(|remembered| mem::take(&mut remembered.kept.pods));
-            let roster = Roster::restore(known.unwrap_or_default());
-            let pods = Pods::new(clients.patient.clone(), &options.identity.node, roster.pods())?;
-            pods.collectors().into_iter().try_for_each(|collector| metrics.register(collector))?;
-            (Some(roster), Watching::begin(pods))
-        }
-    };
+    let known = remembered.as_mut().map(|remembered| mem::take(&mut remembered.kept.pods));
+    let (roster, mut pods) = watching::begin(clients.as_ref(), &options.identity, known.unwrap_or_default(), &metrics)?;
     let parts = Parts { kernel, watched, metrics, snapshots, kill_switch, voice, hammer, keeper, roster, remembered };
     let mut guard = Guard::new(parts, &config)?;
     guard.try_walk()?;
+    // All is metered and held; only what is shown waits a little, so that it begins with the pods' names.
     guard.renew();
-    // All is metered; only what is shown waits a little, so that it begins with the pods' names.
     if guard.has_strangers()
         && let Some(told) = pods.first().await
     {

@@ -308,6 +308,22 @@ mod tests {
         assert_eq!(told, expected);
     }
 
+    #[test]
+    fn a_name_that_becomes_known_is_the_name_of_all_its_breaches() {
+        let breaches = Breaches::default();
+        breaches.open(example(7));
+        breaches.close(7, Limit::Rate, example(7).opened.0);
+        breaches.open(example(7));
+        breaches.open(example(8));
+        let labels = Labels { namespace: "shop".into(), pod: "web-0".into(), container: "main".into() };
+        let renamed = breaches.rename(7, &labels);
+        let states: Vec<_> = renamed.iter().map(|(before, now)| (before.labels.clone(), now.labels.clone())).collect();
+        assert_eq!(states, [(example(7).labels, labels.clone())], "of the one that is open");
+        let names: Vec<_> = breaches.newest_first().into_iter().map(|report| report.labels).collect();
+        assert_eq!(names, [example(8).labels, labels.clone(), labels.clone()]);
+        assert_eq!(breaches.rename(7, &labels), []);
+    }
+
     #[tokio::test]
     async fn they_are_served_on_the_socket() {
         let (_sender, snapshots) = watch::channel(Arc::default());

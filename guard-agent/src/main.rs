@@ -204,6 +204,12 @@ fn start_log(format: LogFormat, kernel: bool) {
     if kernel && let Ok(directive) = "guard_ebpf=trace".parse() {
         filter = filter.add_directive(directive);
     }
+    // Of a request that fails its caller speaks, once. What the library says at each attempt is for whoever asks for it; a
+    // CA that cannot be read again nobody else says.
+    if std::env::var_os("RUST_LOG").is_none() {
+        let quiet = ["kube_runtime=off", "kube_client::client=off", "kube_client::client::tls=warn"];
+        filter = quiet.iter().filter_map(|quiet| quiet.parse().ok()).fold(filter, EnvFilter::add_directive);
+    }
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),

@@ -4,7 +4,7 @@ pub mod cluster;
 pub mod local;
 
 use clap::ValueEnum;
-use guard_cluster::connect::{self, Identity};
+use guard_cluster::connect::{self, Clients, ConnectError, Identity};
 
 /// Who carries out evictions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -21,6 +21,14 @@ impl Orchestrator {
     /// Kubernetes in a pod with a service account, and where `KUBECONFIG` is set; else nobody.
     pub fn here() -> Self {
         if connect::is_configured() { Self::Kubernetes } else { Self::None }
+    }
+
+    /// The way to the API server, if there is to be one. Nothing is sent yet: one that is away keeps nobody from counting.
+    pub async fn clients(self) -> Result<Option<Clients>, ConnectError> {
+        match self {
+            Self::Kubernetes => Ok(Some(connect::connect().await?)),
+            Self::None | Self::Local => Ok(None),
+        }
     }
 }
 

@@ -3,11 +3,20 @@
 use std::{convert::Infallible, future, sync::Arc, time::Duration};
 
 use anyhow::{Result, bail};
-use guard_cluster::pods::{Latest, Pods};
+use guard_cluster::{
+    connect::{Clients, Identity},
+    pods::{Latest, Pods},
+};
 use tokio::{task::JoinHandle, time};
 use tracing::info;
 
-use crate::core::inventory::Inventory;
+use crate::{
+    core::{
+        inventory::Inventory,
+        roster::{self, Roster},
+    },
+    metrics::Metrics,
+};
 
 /// How long the start waits for the pods, if it must.
 const FIRST: Duration = Duration::from_secs(3);
@@ -16,17 +25,22 @@ const FIRST: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(crate) struct Watching(Option<(Latest, JoinHandle<Infallible>)>);
 
+/// Starts the task, which goes on for ever. `kept`: what an earlier agent knew, which nobody would correct if there is nobody
+/// who tells.
+pub(crate) fn begin(
+    clients: Option<&Clients>,
+    identity: &Identity,
+    kept: roster::Saved,
+    metrics: &Metrics,
+) -> Result<(Option<Roster>, Watching)> {
+    let Some(clients) = clients else { return Ok((None, Watching(None))) };
+    let roster = Roster::restore(kept);
+    let pods = Pods::new(clients.patient.clone(), &identity.node, roster.pods())?;
+    pods.collectors().into_iter().try_for_each(|collector| metrics.register(collector))?;
+    Ok((Some(roster), Watching(Some((pods.latest(), tokio::spawn(pods.run()))))))
+}
+
 impl Watching {
-    /// There is nobody who tells.
-    pub(crate) const fn nothing() -> Self {
-        Self(None)
-    }
-
-    /// Starts the task, which goes on for ever.
-    pub(crate) fn begin(pods: Pods) -> Self {
-        Self(Some((pods.latest(), tokio::spawn(pods.run()))))
-    }
-
     /// The pods, as soon as they are listed. `None`: not in time.
     pub(crate) async fn first(&mut self) -> Option<Arc<Inventory>> {
         let (latest, _) = self.0.as_mut()?;

@@ -129,3 +129,29 @@ impl Guard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        core::judge::{Judge, Means, Settings},
+        state_file::StateFile,
+    };
+
+    /// As agents kept it that knew nothing of pods.
+    #[derive(Serialize)]
+    struct Before {
+        judge: judge::Saved,
+        kill_switch: Option<Engaged>,
+    }
+
+    #[test]
+    fn the_file_of_an_agent_that_knew_nothing_of_pods_can_be_used() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let judge = Judge::new(Settings::from(&crate::config::Config::default()), Means::default());
+        let file = StateFile::open(dir.path()).expect("a file");
+        file.store(&Before { judge: judge.save(), kill_switch: None }).expect("it is stored");
+        let (_, remembered) = Keeper::open(dir.path()).expect("a folder");
+        assert_eq!(remembered.expect("it is used").kept.pods, roster::Saved::default());
+    }
+}

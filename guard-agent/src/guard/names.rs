@@ -50,8 +50,8 @@ impl Guard {
         };
         let workload: Arc<str> = pod.workload().into();
         // What is not known by its name yet has no normal that others would share.
-        let named = pod.containers.iter().any(|container| container.name == names.container);
-        let series = if named { inventory::series(&workload, &names.container).into() } else { own };
+        let is_known = pod.containers.iter().any(|container| container.name == names.container);
+        let series = if is_known { inventory::series(&workload, &names.container).into() } else { own };
         let subject = Subject { names, labels: pod.labels.clone(), annotations: pod.annotations.clone() };
         About { subject, workload, series, unit, pod: Some(Arc::clone(pod)) }
     }

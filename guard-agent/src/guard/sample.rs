@@ -8,7 +8,10 @@ use tracing::{error, warn};
 use super::Guard;
 use crate::{
     clock,
-    core::{breach::ContainerId, ledger::NODE},
+    core::{
+        breach::ContainerId,
+        ledger::{NODE, Owner},
+    },
     kernel::meters::{self, MeterError},
     snapshot::{Snapshot, Standing},
 };
@@ -39,7 +42,9 @@ impl Guard {
             breached: self.judge.open().any(|breach| breach.container.0 == id),
             contained: self.judge.contained_now(ContainerId(id)).is_some(),
         };
-        self.snapshots.send_replace(Arc::new(Snapshot::of(&self.ledger, self.meters.len(), programs, standing)));
+        let pod = |owner: &Owner| self.roster.as_ref()?.pod(&owner.identity.pod_uid).map(Arc::clone);
+        let snapshot = Snapshot::of(&self.ledger, self.meters.len(), programs, standing, pod);
+        self.snapshots.send_replace(Arc::new(snapshot));
         timer.observe_duration();
         Ok(())
     }
