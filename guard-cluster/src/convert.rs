@@ -1,0 +1,130 @@
+//! An API server's pod as the core knows it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use guard_core::inventory::{Container, Controller, PREFIX, Phase, Pod, Volume};
+use k8s_openapi::{
+    api::core::v1::{self as api, ContainerStatus, PodSpec, PodStatus},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+};
+
+/// On the mirror of a static pod, by kubelet.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// On a static pod and its mirror, by kubelet: the hash of its manifest, which is the UID that kubelet itself gives it.
+const HASH: &str = "kubernetes.io/config.hash";
+
+/// What is known of a pod by itself. [`Pod::workload`] is left open: whose its controller is, other objects say.
+#[must_use]
+pub fn pod(pod: &api::Pod) -> Pod {
+    let api::Pod { metadata, spec, status } = pod;
+    let (no_spec, no_status) = (PodSpec::default(), PodStatus::default());
+    let (spec, status) = (spec.as_ref().unwrap_or(&no_spec), status.as_ref().unwrap_or(&no_status));
+    let annotations = metadata.annotations.as_ref();
+    let annotation = |name: &str| annotations.and_then(|all| all.get(name));
+    let mirror = annotation(MIRROR).is_some();
+    let ours = annotations.into_iter().flatten().filter_map(|(name, value)| {
+        let name = name.strip_prefix(PREFIX)?;
+        Some((name.to_owned(), value.clone()))
+    });
+    Pod {
+        uid: metadata.uid.clone().unwrap_or_default(),
+        cgroup_uid: annotation(HASH).filter(|_| mirror).cloned(),
+        namespace: metadata.namespace.clone().unwrap_or_default(),
+        name: metadata.name.clone().unwrap_or_default(),
+        labels: metadata.labels.clone().unwrap_or_default(),
+        annotations: ours.collect(),
+        controller: controller(metadata),
+        workload: None,
+        qos: status.qos_class.clone().unwrap_or_default(),
+        priority_class: spec.priority_class_name.clone().unwrap_or_default(),
+        priority: spec.priority.unwrap_or(0),
+        phase: phase(status.phase.as_deref()),
+        mirror,
+        terminating: metadata.deletion_timestamp.is_some(),
+        ready: status.conditions.iter().flatten().any(|it| it.type_ == "Ready" && it.status == "True"),
+        created: metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
+        grace: spec.termination_grace_period_seconds,
+        volumes: volumes(spec),
+        containers: containers(spec, status),
+    }
+}
+
+/// The owner that makes the pod's replacement: that with `controller: true`.
+#[must_use]
+pub fn controller(metadata: &ObjectMeta) -> Option<Controller> {
+    let mut owners = metadata.owner_references.iter().flatten();
+    let OwnerReference { api_version, kind, name, uid, .. } = owners.find(|owner| owner.controller == Some(true))?;
+    Some(Controller { api_version: api_version.clone(), kind: kind.clone(), name: name.clone(), uid: uid.clone() })
+}
+
+fn phase(phase: Option<&str>) -> Phase {
+    match phase {
+        Some("Pending") => Phase::Pending,
+        Some("Running") => Phase::Running,
+        Some("Succeeded") => Phase::Succeeded,
+        Some("Failed") => Phase::Failed,
+        _ => Phase::Unknown,
+    }
+}
+
+fn volumes(spec: &PodSpec) -> Vec<Volume> {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let mounts = containers.flat_map(|container| container.volume_mounts.iter().flatten());
+    let ephemeral = spec.ephemeral_containers.iter().flatten().flat_map(|it| it.volume_mounts.iter().flatten());
+    let writable: BTreeSet<&str> =
+        mounts.chain(ephemeral).filter(|it| it.read_only != Some(true)).map(|it| it.name.as_str()).collect();
+    let volumes = spec.volumes.iter().flatten().filter_map(|volume| {
+        let name = volume.name.clone();
+        if let Some(folder) = volume.host_path.as_ref() {
+            return writable.contains(name.as_str()).then(|| Volume::HostPath { name, path: folder.path.clone() });
+        }
+        if let Some(claim) = &volume.persistent_volume_claim {
+            return Some(Volume::Claim { name, claim: claim.claim_name.clone() });
+        }
+        // A generic ephemeral volume's claim belongs to the pod and goes with it, wherever it is.
+        (volume.empty_dir.is_some() || volume.ephemeral.is_some()).then_some(Volume::EmptyDir { name })
+    });
+    volumes.collect()
+}
+
+fn containers(spec: &PodSpec, status: &PodStatus) -> Vec<Container> {
+    let PodStatus { container_statuses, init_container_statuses, ephemeral_container_statuses, .. } = status;
+    let statuses = [container_statuses, init_container_statuses, ephemeral_container_statuses];
+    let statuses: BTreeMap<&str, &ContainerStatus> =
+        statuses.into_iter().flatten().flatten().map(|status| (status.name.as_str(), status)).collect();
+    let named = |it: &api::Container| (it.name.clone(), it.image.clone());
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|it| (it.name.clone(), it.image.clone()));
+    let all = spec.containers.iter().map(named).chain(spec.init_containers.iter().flatten().map(named));
+    let containers = all.chain(ephemeral).map(|(name, image)| {
+        let status = statuses.get(name.as_str());
+        Container {
+            id: status.and_then(|it| id(it.container_id.as_deref()?)).unwrap_or_default(),
+            digest: status.and_then(|it| digest(&it.image_id)).unwrap_or_default(),
+            ready: status.is_some_and(|it| it.ready),
+            image: image.unwrap_or_default(),
+            name,
+        }
+    });
+    containers.collect()
+}
+
+/// Of `containerd://<id>`, `docker://<id>`, `cri-o://<id>`.
+fn id(container: &str) -> Option<String> {
+    let (_, id) = container.split_once("://")?;
+    is_hash(id).then(|| id.to_owned())
+}
+
+/// Of `docker.io/library/nginx@sha256:<hash>`, `docker-pullable://nginx@sha256:<hash>`, or a bare `sha256:<hash>`.
+fn digest(image: &str) -> Option<String> {
+    let (_, hash) = image.rsplit_once("sha256:")?;
+    is_hash(hash).then(|| format!("sha256:{hash}"))
+}
+
+fn is_hash(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+#[path = "convert_tests.rs"]
+mod tests;
