@@ -71,6 +71,7 @@ fn subjects() -> [Subject; 3] {
     let subject = |[namespace, pod, container]: [&str; 3], labels: &[(&str, &str)]| Subject {
         names: Labels { namespace: namespace.into(), pod: pod.into(), container: container.into() },
         labels: labels.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        annotations: Default::default(),
     };
     [
         subject(["batch-eu", "load-7", "main"], &[("app", "loader"), ("tier", "")]),

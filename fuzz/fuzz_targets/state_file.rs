@@ -3,7 +3,7 @@
 
 use guard_core::{
     config::Config,
-    judge::{Judge, Saved, Settings},
+    judge::{Judge, Means, Saved, Settings},
     state::{Kept, decode, encode},
 };
 use libfuzzer_sys::fuzz_target;
@@ -34,7 +34,7 @@ fn check(kept: &Kept<Value>) {
 fn restore(kept: Kept<Saved>) {
     let Kept { boot_id, written, at, state } = kept;
     for same_boot in [true, false] {
-        let mut judge = Judge::new(Settings::from(&Config::default()), None);
+        let mut judge = Judge::new(Settings::from(&Config::default()), Means::default());
         let _lost = judge.restore(at, state.clone(), same_boot);
         let _effects = judge.sample(at.saturating_add(1), 1, []);
         let again = Kept { boot_id: boot_id.clone(), written, at, state: judge.save() };

@@ -141,7 +141,7 @@ mod tests {
     fn subject(namespace: &str, pod: &str, container: &str, label: &str) -> Subject {
         let names = Labels { namespace: namespace.into(), pod: pod.into(), container: container.into() };
         let labels = label.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
-        Subject { names, labels: labels.into_iter().collect() }
+        Subject { names, labels: labels.into_iter().collect(), ..Subject::default() }
     }
 
     #[test]

@@ -28,3 +28,10 @@ pub fn wall(boottime_nanos: u64) -> SystemTime {
     let then = SystemTime::now().checked_add(ahead).unwrap_or_else(SystemTime::now);
     then - Duration::from_nanos(now.saturating_sub(boottime_nanos))
 }
+
+/// So many nanoseconds the wall clock (since 1970) is ahead of [`boottime`].
+pub fn wall_ahead() -> u64 {
+    // A clock before 1970 is one that nobody set.
+    let since = wall(0).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}

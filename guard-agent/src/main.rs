@@ -81,7 +81,7 @@ fn try_main() -> Result<()> {
             let asked = pod.is_some() || container.is_some();
             let (namespace, pod) = pod.unwrap_or_default();
             let names = Labels { namespace, pod, container: container.unwrap_or_default() };
-            let subject = Subject { names, labels: labels.into_iter().collect() };
+            let subject = Subject { names, labels: labels.into_iter().collect(), ..Subject::default() };
             print!("{}", if asked { check_config::answer(&config, &subject) } else { check_config::summary(&config) });
             Ok(())
         }

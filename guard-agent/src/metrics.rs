@@ -46,6 +46,8 @@ pub struct Metrics {
     pub actions: IntCounterVec,
     /// What a policy asks for and was not done, by `action` and `reason`.
     pub declined: IntCounterVec,
+    /// 1: nothing is evicted because too many breach.
+    pub storm: IntGauge,
     /// Times that the evidence map could not be read.
     pub evidence_failures: IntCounter,
     /// Times that the state file could not be written.
@@ -103,6 +105,10 @@ impl Metrics {
                 "What a policy asks for and was not done.",
                 &["action", "reason"],
             )?,
+            storm: IntGauge::new(
+                "egress_guard_storm",
+                "1 while nothing is evicted because too many workloads or pods breach at once.",
+            )?,
             evidence_failures: IntCounter::new(
                 "egress_guard_evidence_failures_total",
                 "Times that the destinations of a breach could not be read.",
@@ -127,11 +133,12 @@ impl Metrics {
         for action in ["contain", "release", "evict"] {
             metrics.actions.with_label_values(&[action]);
         }
-        let collectors: [Box<dyn Collector>; 15] = [
+        let collectors: [Box<dyn Collector>; 16] = [
             Box::new(metrics.breach_seconds.clone()),
             Box::new(metrics.breaches.clone()),
             Box::new(metrics.actions.clone()),
             Box::new(metrics.declined.clone()),
+            Box::new(metrics.storm.clone()),
             Box::new(metrics.evidence_failures.clone()),
             Box::new(metrics.state_failures.clone()),
             Box::new(metrics.config_ok.clone()),

@@ -86,8 +86,11 @@ pub fn text(report: &Report, config: &Config) -> String {
     for (at, alarm) in &report.alarms {
         let at = seconds(report, *at);
         match alarm {
-            Alarm::Storm { workloads } => {
+            Alarm::Storm { workloads, .. } => {
                 line(format_args!("{at}: storm, {workloads} workloads breach; from here on nothing is evicted"));
+            }
+            Alarm::NotCured { workload } => {
+                line(format_args!("{at}: {workload} breaches again after its evictions; it is not evicted any more"));
             }
             Alarm::Calm => line(format_args!("{at}: the storm is over")),
         }
@@ -211,11 +214,11 @@ fn policies(report: &Report, config: &Config) -> Table {
 }
 
 /// How often what was declined, and why.
-fn declined(report: &Report) -> BTreeMap<(&'static str, &'static str), usize> {
+fn declined(report: &Report) -> BTreeMap<(&'static str, String), usize> {
     let mut times = BTreeMap::new();
     for (_, deed) in report.breaches.iter().flat_map(|breached| &breached.deeds) {
         if let Deed::Declined { what, why } = deed {
-            *times.entry((done(*what), refusal(*why))).or_default() += 1;
+            *times.entry((done(*what), refusal(why))).or_default() += 1;
         }
     }
     times
@@ -242,7 +245,7 @@ fn words(at: u64, deed: &Deed) -> String {
         }
         Deed::Released(why) => format!("released: {}", release(*why)),
         Deed::Evicted => "evicted".to_owned(),
-        Deed::Declined { what, why } => format!("not {}: {}", done(*what), refusal(*why)),
+        Deed::Declined { what, why } => format!("not {}: {}", done(*what), refusal(why)),
     }
 }
 
@@ -264,13 +267,14 @@ const fn release(why: Release) -> &'static str {
     }
 }
 
-const fn refusal(why: Refusal) -> &'static str {
+fn refusal(why: &Refusal) -> String {
     match why {
-        Refusal::KillSwitch => "killSwitch is true",
-        Refusal::Protected(why) => why,
-        Refusal::Budget(Refused::Storm) => "too many workloads breach (storm)",
-        Refusal::Budget(Refused::Node) => "budgets.node is spent",
-        Refusal::Budget(Refused::Workload) => "budgets.workload is spent",
+        Refusal::KillSwitch => "killSwitch is true".to_owned(),
+        Refusal::Protected(why) => why.to_string(),
+        Refusal::NotCured => "its workload is not cured by evictions".to_owned(),
+        Refusal::Budget(Refused::Storm) => "too many workloads breach (storm)".to_owned(),
+        Refusal::Budget(Refused::Node) => "budgets.node is spent".to_owned(),
+        Refusal::Budget(Refused::Workload) => "budgets.workload is spent".to_owned(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Budget, Storm};
+use crate::policy::{Budget, Storm, WorkloadBudget};
 
 /// How long it must be quiet for a storm to be over, in nanoseconds.
 pub const QUIET: u64 = 600 * 1_000_000_000;
@@ -17,8 +17,11 @@ const KEEP: u64 = 24 * 3600 * 1_000_000_000;
 pub struct Allowance {
     /// Evictions on this node.
     pub node: Budget,
-    /// Evictions of any one workload's containers.
-    pub workload: Budget,
+    /// Evictions of any one workload's containers. What it says of the whole cluster is not enforced here, but by whoever
+    /// carries evictions out.
+    pub workload: WorkloadBudget,
+    /// Evictions in the whole cluster: not enforced here either.
+    pub cluster: Budget,
     /// When there are none.
     pub storm: Storm,
 }
@@ -35,33 +38,62 @@ pub enum Refused {
 }
 
 /// What is to be said loudly, once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Alarm {
     /// So many workloads breach that nothing is evicted any more.
     Storm {
-        /// How many.
+        /// How many workloads.
         workloads: usize,
+        /// How many pods; of what is in no pod, workloads.
+        pods: usize,
+        /// So many of them there are on the node.
+        of: usize,
     },
-    /// It has been quiet for [`QUIET`]: there may be evictions again.
+    /// The storm is over, for it has been quiet for [`QUIET`] or the operator says so: there may be evictions again.
     Calm,
+    /// A workload breaches again although it was evicted more than once: it is not evicted any more.
+    NotCured {
+        /// Which.
+        workload: Arc<str>,
+    },
 }
 
-/// The evictions that were, and the workloads that breach.
+/// Who breaches a limit of egress.
+#[derive(Clone, Copy, Debug)]
+pub struct Breaching<'a> {
+    /// The workload.
+    pub workload: &'a Arc<str>,
+    /// The pod; of what is in no pod, the workload.
+    pub pod: &'a Arc<str>,
+}
+
+/// How many of a node's pods must breach at least for their share to be a storm: on a node with few pods one or two are
+/// many of them.
+const FEW: usize = 3;
+
+/// The evictions that were, and who breaches.
 #[derive(Clone, Debug)]
 pub struct Budgets {
     allowance: Allowance,
-    spent: Vec<Eviction>,
-    /// When each workload was last seen to breach.
+    spent: Vec<Spent>,
+    /// When each workload was last seen to breach ...
     breaching: BTreeMap<Arc<str>, u64>,
+    /// ... and each pod.
+    pods: BTreeMap<Arc<str>, u64>,
+    /// When each workload was last seen to breach for which the operator ended a storm: until it has been quiet it is
+    /// part of no other.
+    excused: BTreeMap<Arc<str>, u64>,
     /// There is a storm; when there were too many last.
     storm: Option<u64>,
 }
 
-/// An eviction that began, and did not fail.
+/// An eviction that was begun, and takes its part of the budgets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Eviction {
-    at: u64,
-    workload: Arc<str>,
+pub struct Spent {
+    /// When.
+    pub at: u64,
+    /// Of which workload.
+    pub workload: Arc<str>,
 }
 
 /// What is kept while the agent restarts.
@@ -71,14 +103,18 @@ pub struct Saved {
     /// When, and of which workload.
     evictions: Vec<(u64, String)>,
     breaching: BTreeMap<String, u64>,
+    #[serde(default)]
+    pods: BTreeMap<String, u64>,
+    #[serde(default)]
+    excused: BTreeMap<String, u64>,
     storm: Option<u64>,
 }
 
-/// Why a saved budget cannot be used.
+/// Why what was saved cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreError {
     /// Written before the node's last boot, or not by us.
-    #[error("the budget was saved at {at} or later, and it is {now} now (nanoseconds since boot)")]
+    #[error("it was saved at {at} or later, and it is {now} now (nanoseconds since boot)")]
     Future {
         /// An instant in it.
         at: u64,
@@ -91,7 +127,14 @@ impl Budgets {
     /// Nothing spent yet.
     #[must_use]
     pub const fn new(allowance: Allowance) -> Self {
-        Self { allowance, spent: Vec::new(), breaching: BTreeMap::new(), storm: None }
+        Self {
+            allowance,
+            spent: Vec::new(),
+            breaching: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            excused: BTreeMap::new(),
+            storm: None,
+        }
     }
 
     /// The operator allows something else. What is spent stays spent.
@@ -105,48 +148,88 @@ impl Budgets {
         self.storm.is_some()
     }
 
-    /// The workloads that breach a limit of egress now: to be told with every sample and every new breach.
-    pub fn breaching<'a>(&mut self, now: u64, workloads: impl IntoIterator<Item = &'a Arc<str>>) -> Option<Alarm> {
-        for workload in workloads {
+    /// Who breaches a limit of egress now, of so many pods that there are: to be told with every sample and every new
+    /// breach.
+    pub fn breaching<'a>(
+        &mut self,
+        now: u64,
+        of: usize,
+        breaching: impl IntoIterator<Item = Breaching<'a>>,
+    ) -> Option<Alarm> {
+        let Storm { workloads: most, pods: share, per } = self.allowance.storm;
+        self.excused.retain(|_, at| within(now, *at, nanos(per)));
+        for Breaching { workload, pod } in breaching {
+            if let Some(at) = self.excused.get_mut(workload) {
+                *at = now;
+                continue;
+            }
             self.breaching.insert(Arc::clone(workload), now);
+            self.pods.insert(Arc::clone(pod), now);
         }
-        let Storm { workloads: most, per } = self.allowance.storm;
-        self.breaching.retain(|_, at| within(now, *at, nanos(per)));
-        let workloads = self.breaching.len();
-        if workloads as u64 >= most.get() {
+        for seen in [&mut self.breaching, &mut self.pods] {
+            seen.retain(|_, at| within(now, *at, nanos(per)));
+        }
+        let (workloads, pods) = (self.breaching.len(), self.pods.len());
+        let too_many = workloads as u64 >= most.get();
+        if too_many || pods >= FEW && share.is_exceeded(pods as u64, of as u64) {
             let fresh = self.storm.replace(now).is_none();
-            return fresh.then_some(Alarm::Storm { workloads });
+            return fresh.then_some(Alarm::Storm { workloads, pods, of });
         }
         self.storm.take_if(|loud| now.saturating_sub(*loud) >= QUIET).map(|_| Alarm::Calm)
+    }
+
+    /// The operator ends the storm, if there is one. The workloads that breach now are part of no other until they have
+    /// been quiet for the window in which breaches make a storm.
+    pub fn resume(&mut self) -> Option<Alarm> {
+        self.storm.take()?;
+        self.pods.clear();
+        self.excused.append(&mut self.breaching);
+        Some(Alarm::Calm)
     }
 
     /// Takes one eviction out of the budgets, if it may be.
     ///
     /// In no window of a budget's length, both ends included, are there more than it allows.
-    pub fn spend(&mut self, now: u64, workload: &Arc<str>) -> Result<(), Refused> {
+    pub fn spend(&mut self, now: u64, workload: &Arc<str>) -> Result<Spent, Refused> {
+        self.pay(now, workload, None)
+    }
+
+    /// As [`Budgets::spend`], for another attempt at the same eviction: at most one of both takes place, so only the later
+    /// one counts.
+    pub fn spend_again(&mut self, now: u64, workload: &Arc<str>, before: &Spent) -> Result<Spent, Refused> {
+        self.pay(now, workload, Some(before))
+    }
+
+    fn pay(&mut self, now: u64, workload: &Arc<str>, before: Option<&Spent>) -> Result<Spent, Refused> {
         if self.storm() {
             return Err(Refused::Storm);
         }
-        let Allowance { node, workload: each, storm: _ } = self.allowance;
-        let spent = |budget: Budget, of: &dyn Fn(&Eviction) -> bool| {
-            let in_window = |spent: &&Eviction| within(now, spent.at, nanos(budget.per));
-            self.spent.iter().filter(in_window).filter(|spent| of(spent)).count() as u64 >= budget.evictions.get()
+        let before = before.and_then(|before| self.spent.iter().position(|spent| spent == before));
+        let Allowance { node, workload: each, cluster: _, storm: _ } = self.allowance;
+        let spent = |budget: Budget, of: &dyn Fn(&Spent) -> bool| {
+            let in_window = |spent: &Spent| within(now, spent.at, nanos(budget.per)) && of(spent);
+            let others = self.spent.iter().enumerate().filter(|(index, _)| Some(*index) != before);
+            others.filter(|(_, spent)| in_window(spent)).count() as u64 >= budget.evictions.get()
         };
         if spent(node, &|_| true) {
             return Err(Refused::Node);
         }
-        if spent(each, &|spent| spent.workload == *workload) {
+        if spent(each.on_node(), &|spent| spent.workload == *workload) {
             return Err(Refused::Workload);
+        }
+        if let Some(index) = before {
+            self.spent.remove(index);
         }
         let keep = KEEP.max(nanos(node.per)).max(nanos(each.per));
         self.spent.retain(|spent| within(now, spent.at, keep));
-        self.spent.push(Eviction { at: now, workload: Arc::clone(workload) });
-        Ok(())
+        let spent = Spent { at: now, workload: Arc::clone(workload) };
+        self.spent.push(spent.clone());
+        Ok(spent)
     }
 
-    /// The eviction that [`Budgets::spend`] allowed at `at` did not take place, and that is certain.
-    pub fn refund(&mut self, at: u64, workload: &Arc<str>) {
-        if let Some(index) = self.spent.iter().position(|spent| spent.at == at && spent.workload == *workload) {
+    /// An eviction that [`Budgets::spend`] allowed did not take place, and that is certain.
+    pub fn refund(&mut self, spent: &Spent) {
+        if let Some(index) = self.spent.iter().position(|it| it == spent) {
             self.spent.remove(index);
         }
     }
@@ -154,24 +237,31 @@ impl Budgets {
     /// What a restarted agent needs to go on.
     #[must_use]
     pub fn save(&self) -> Saved {
+        let seen = |seen: &BTreeMap<Arc<str>, u64>| seen.iter().map(|(name, at)| (name.to_string(), *at)).collect();
         Saved {
-            evictions: self.spent.iter().map(|Eviction { at, workload }| (*at, workload.to_string())).collect(),
-            breaching: self.breaching.iter().map(|(workload, at)| (workload.to_string(), *at)).collect(),
+            evictions: self.spent.iter().map(|Spent { at, workload }| (*at, workload.to_string())).collect(),
+            breaching: seen(&self.breaching),
+            pods: seen(&self.pods),
+            excused: seen(&self.excused),
             storm: self.storm,
         }
     }
 
     /// Goes on. An error: none of it can be trusted; begin with [`Budgets::new`].
     pub fn restore(now: u64, saved: Saved, allowance: Allowance) -> Result<Self, RestoreError> {
-        let Saved { evictions, breaching, storm } = saved;
-        let mut instants = evictions.iter().map(|(at, _)| *at).chain(breaching.values().copied()).chain(storm);
-        if let Some(at) = instants.find(|at| *at > now) {
+        let Saved { evictions, breaching, pods, excused, storm } = saved;
+        let seen = [&breaching, &pods, &excused].into_iter().flat_map(|seen| seen.values().copied());
+        let last = evictions.iter().map(|(at, _)| *at).chain(seen).chain(storm).max();
+        if let Some(at) = last.filter(|at| *at > now) {
             return Err(RestoreError::Future { at, now });
         }
+        let seen = |seen: BTreeMap<String, u64>| seen.into_iter().map(|(name, at)| (Arc::from(name), at)).collect();
         Ok(Self {
             allowance,
-            spent: evictions.into_iter().map(|(at, workload)| Eviction { at, workload: workload.into() }).collect(),
-            breaching: breaching.into_iter().map(|(workload, at)| (workload.into(), at)).collect(),
+            spent: evictions.into_iter().map(|(at, workload)| Spent { at, workload: workload.into() }).collect(),
+            breaching: seen(breaching),
+            pods: seen(pods),
+            excused: seen(excused),
             storm,
         })
     }

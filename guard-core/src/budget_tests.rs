@@ -3,6 +3,7 @@ use std::num::NonZeroU64;
 use proptest::prelude::*;
 
 use super::*;
+use crate::units::Percent;
 
 const S: u64 = 1_000_000_000;
 
@@ -11,12 +12,24 @@ fn budget(evictions: u64, seconds: u64) -> Budget {
 }
 
 fn allowance(node: Budget, workload: Budget) -> Allowance {
-    let storm = Storm { workloads: NonZeroU64::new(3).expect("not zero"), per: Duration::from_mins(1) };
-    Allowance { node, workload, storm }
+    let pods = Percent::new(30).expect("a part");
+    let storm = Storm { workloads: NonZeroU64::new(3).expect("not zero"), pods, per: Duration::from_mins(1) };
+    let Budget { evictions, per } = workload;
+    let workload = WorkloadBudget { evictions, per, ..crate::policy::Budgets::default().workload };
+    Allowance { node, workload, cluster: node, storm }
 }
 
 fn workload(name: &str) -> Arc<str> {
     Arc::from(name)
+}
+
+/// One pod of each workload breaches, on a node with a hundred.
+fn breach(budgets: &mut Budgets, now: u64, workloads: &[Arc<str>]) -> Option<Alarm> {
+    budgets.breaching(now, 100, workloads.iter().map(|workload| Breaching { workload, pod: workload }))
+}
+
+fn spend(budgets: &mut Budgets, now: u64, name: &str) -> Result<(), Refused> {
+    budgets.spend(now, &workload(name)).map(|_| ())
 }
 
 #[test]
@@ -37,7 +50,7 @@ fn a_budget_is_spent_and_comes_back_after_its_window() {
         (1001, "a", Ok(())),
     ];
     for (second, name, expected) in cases {
-        assert_eq!(budgets.spend(second * S, &workload(name)), expected, "second {second}, workload {name}");
+        assert_eq!(spend(&mut budgets, second * S, name), expected, "second {second}, workload {name}");
     }
 }
 
@@ -45,27 +58,27 @@ fn a_budget_is_spent_and_comes_back_after_its_window() {
 fn what_did_not_take_place_is_given_back() {
     let (a, b) = (workload("a"), workload("b"));
     let mut budgets = Budgets::new(allowance(budget(1, 100), budget(1, 100)));
-    budgets.spend(S, &a).expect("the first");
-    budgets.refund(2 * S, &a);
-    budgets.refund(S, &b);
+    let spent = budgets.spend(S, &a).expect("the first");
+    budgets.refund(&Spent { at: 2 * S, ..spent.clone() });
+    budgets.refund(&Spent { workload: b.clone(), ..spent.clone() });
     assert_eq!(budgets.spend(3 * S, &b), Err(Refused::Node));
-    budgets.refund(S, &a);
-    assert_eq!(budgets.spend(3 * S, &b), Ok(()));
+    budgets.refund(&spent);
+    assert!(budgets.spend(3 * S, &b).is_ok());
 }
 
 #[test]
 fn a_longer_window_finds_what_was_spent_before() {
     let mut budgets = Budgets::new(allowance(budget(1, 1), budget(1, 1)));
-    budgets.spend(0, &workload("a")).expect("the first");
-    budgets.spend(10 * S, &workload("b")).expect("the second");
+    spend(&mut budgets, 0, "a").expect("the first");
+    spend(&mut budgets, 10 * S, "b").expect("the second");
     budgets.allow(allowance(budget(2, 3600), budget(1, 1)));
-    assert_eq!(budgets.spend(3600 * S, &workload("c")), Err(Refused::Node));
-    assert_eq!(budgets.spend(3600 * S + 1, &workload("c")), Ok(()));
+    assert_eq!(spend(&mut budgets, 3600 * S, "c"), Err(Refused::Node));
+    assert_eq!(spend(&mut budgets, 3600 * S + 1, "c"), Ok(()));
 }
 
 #[test]
 fn a_storm_is_said_once_and_ends_after_ten_quiet_minutes() {
-    let storm = |workloads| Some(Alarm::Storm { workloads });
+    let storm = |workloads| Some(Alarm::Storm { workloads, pods: workloads, of: 100 });
     let cases: [(u64, &[&str], Option<Alarm>, bool); 10] = [
         (0, &["a", "b", "a"], None, false),
         // Neither does a workload count twice nor one that breached longer ago than a minute.
@@ -83,9 +96,9 @@ fn a_storm_is_said_once_and_ends_after_ten_quiet_minutes() {
     let mut budgets = Budgets::new(allowance(budget(9, 1), budget(9, 1)));
     for (second, names, alarm, storm) in cases {
         let names: Vec<_> = names.iter().map(|name| workload(name)).collect();
-        assert_eq!(budgets.breaching(second * S, &names), alarm, "second {second}");
+        assert_eq!(breach(&mut budgets, second * S, &names), alarm, "second {second}");
         assert_eq!(budgets.storm(), storm, "second {second}");
-        let refused = budgets.spend(second * S, &workload("x")) == Err(Refused::Storm);
+        let refused = spend(&mut budgets, second * S, "x") == Err(Refused::Storm);
         assert_eq!(refused, storm, "second {second}");
     }
 }
@@ -93,17 +106,17 @@ fn a_storm_is_said_once_and_ends_after_ten_quiet_minutes() {
 #[test]
 fn a_restart_gives_nothing_back() {
     let mut budgets = Budgets::new(allowance(budget(1, 100), budget(1, 100)));
-    budgets.spend(S, &workload("a")).expect("the first");
+    spend(&mut budgets, S, "a").expect("the first");
     let restart = |budgets: &Budgets, now| {
         let text = serde_json::to_string(&budgets.save()).expect("JSON");
         Budgets::restore(now, serde_json::from_str(&text).expect("what was saved"), budgets.allowance)
     };
     let mut budgets = restart(&budgets, S).expect("restored");
-    assert_eq!(budgets.spend(2 * S, &workload("b")), Err(Refused::Node));
-    assert!(budgets.breaching(2 * S, &["a", "b", "c"].map(workload)).is_some());
+    assert_eq!(spend(&mut budgets, 2 * S, "b"), Err(Refused::Node));
+    assert!(breach(&mut budgets, 2 * S, &["a", "b", "c"].map(workload)).is_some());
     let mut budgets = restart(&budgets, 2 * S).expect("restored");
-    assert_eq!(budgets.breaching(3 * S, &["a"].map(workload)), None, "it is the same storm");
-    assert_eq!(budgets.spend(200 * S, &workload("b")), Err(Refused::Storm));
+    assert_eq!(breach(&mut budgets, 3 * S, &["a"].map(workload)), None, "it is the same storm");
+    assert_eq!(spend(&mut budgets, 200 * S, "b"), Err(Refused::Storm));
     assert_eq!(restart(&budgets, S).map(|_| ()), Err(RestoreError::Future { at: 3 * S, now: S }));
 }
 
@@ -155,7 +168,7 @@ proptest! {
             let full = count(&begun, second.saturating_sub(each.1), each.1, Some(who)) as u64 >= each.0;
             let expected = if node_full { Refused::Node } else { Refused::Workload };
             prop_assert!(node_full || full, "refused without need at {}", second);
-            prop_assert_eq!(spent, Err(expected));
+            prop_assert_eq!(spent.map(|_| ()), Err(expected));
         }
         for from in 0..=second {
             prop_assert!(count(&begun, from, node.1, None) as u64 <= node.0, "node, from {}: {:?}", from, begun);
@@ -174,13 +187,13 @@ proptest! {
         now in any::<u64>(),
     ) {
         let parsed = serde_json::from_slice::<Saved>(&bytes);
-        for saved in parsed.into_iter().chain([Saved { evictions, breaching, storm }]) {
+        for saved in parsed.into_iter().chain([Saved { evictions, pods: breaching.clone(), excused: breaching.clone(), breaching, storm }]) {
             for now in [now, u64::MAX] {
                 let allowed = allowance(budget(1, u64::MAX), budget(1, 1));
                 let Ok(mut budgets) = Budgets::restore(now, saved.clone(), allowed) else { continue };
-                budgets.breaching(now, &[workload("a")]);
+                breach(&mut budgets, now, &[workload("a")]);
                 // Any answer will do.
-                let _answer = budgets.spend(now, &workload("a"));
+                let _answer = spend(&mut budgets, now, "a");
             }
         }
     }

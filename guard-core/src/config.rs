@@ -1,6 +1,6 @@
 //! The configuration, from the text of its file.
 
-use std::{num::NonZeroU64, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use globset::GlobSet;
 use http::Uri;
@@ -8,10 +8,17 @@ use ipnet::IpNet;
 use serde::{Deserialize, de::IgnoredAny};
 use serde_saphyr::{Location, Spanned};
 
+pub(crate) use self::policies::bucket;
 pub use self::scalars::extra_globs;
 use self::scalars::{cidrs, interval, or_default, truth, webhook};
-use crate::policy::{Budget, Budgets, Conflict, Mode, Policies, Policy, Storm};
+use crate::{
+    overrides::Overrides,
+    policy::{Budgets, Conflict, Mode, Policies, Policy, Storm},
+    safety::Protect,
+};
 
+mod evictions;
+mod overrides;
 mod policies;
 pub(crate) mod scalars;
 
@@ -47,6 +54,14 @@ pub struct Config {
     pub budgets: Budgets,
     /// When too many breach at once.
     pub storm: Storm,
+    /// `protect`: whom no policy can give leave to evict. The agent adds itself.
+    pub protect: Protect,
+    /// `dryRun`: evictions are asked for so that nothing is evicted.
+    pub dry_run: bool,
+    /// How a breach is made known on the pod.
+    pub flag: Flag,
+    /// What annotations of pods may change.
+    pub overrides: Overrides,
 }
 
 /// Which addresses are which destination class.
@@ -97,6 +112,15 @@ pub struct Containing {
     pub outlive_agent: bool,
 }
 
+/// How a breach is made known on the pod, beside an Event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Flag {
+    /// The pod gets the annotation `egress-guard.dev/flagged`.
+    #[serde(deserialize_with = "truth")]
+    pub annotation: bool,
+}
+
 /// The file's sections.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
@@ -121,14 +145,50 @@ struct Sections {
     budgets: Budgets,
     #[serde(deserialize_with = "or_default")]
     storm: Storm,
+    #[serde(deserialize_with = "or_default")]
+    protect: Protect,
+    #[serde(deserialize_with = "truth")]
+    dry_run: bool,
+    #[serde(deserialize_with = "or_default")]
+    flag: Flag,
+    #[serde(deserialize_with = "or_default")]
+    overrides: Overrides,
 }
 
 impl From<Sections> for Config {
     fn from(sections: Sections) -> Self {
-        let Sections { mode, kill_switch, destinations, meters, sample, policies, alerts, containment, budgets, storm } =
-            sections;
+        let Sections {
+            mode,
+            kill_switch,
+            destinations,
+            meters,
+            sample,
+            policies,
+            alerts,
+            containment,
+            budgets,
+            storm,
+            protect,
+            dry_run,
+            flag,
+            overrides,
+        } = sections;
         let policies = Policies { mode, policies: policies.into_iter().map(Arc::new).collect() };
-        Self { kill_switch, destinations, meters, sample, policies, alerts, containment, budgets, storm }
+        Self {
+            kill_switch,
+            destinations,
+            meters,
+            sample,
+            policies,
+            alerts,
+            containment,
+            budgets,
+            storm,
+            protect,
+            dry_run,
+            flag,
+            overrides,
+        }
     }
 }
 
@@ -150,16 +210,9 @@ impl Default for Sample {
     }
 }
 
-impl Default for Budgets {
+impl Default for Flag {
     fn default() -> Self {
-        let budget = |evictions| Budget { evictions, per: Duration::from_mins(10) };
-        Self { node: budget(const { NonZeroU64::new(3).expect("not zero") }), workload: budget(NonZeroU64::MIN) }
-    }
-}
-
-impl Default for Storm {
-    fn default() -> Self {
-        Self { workloads: const { NonZeroU64::new(5).expect("not zero") }, per: Duration::from_mins(1) }
+        Self { annotation: true }
     }
 }
 

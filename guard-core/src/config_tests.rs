@@ -1,4 +1,12 @@
+use std::num::NonZeroU64;
+
 use super::*;
+use crate::{
+    overrides::{Key, Max},
+    policy::{Budget, WorkloadBudget},
+    safety::NAMESPACES,
+    units::Percent,
+};
 
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse(text, Path::new("config.yaml")).map_err(|error| error.to_string())
@@ -16,8 +24,21 @@ fn an_empty_file_means_the_defaults() {
 #[test]
 fn the_example_says_the_defaults() {
     let example = parse(include_str!("../../deploy/config.yaml")).expect("a config");
-    let Config { kill_switch, destinations, meters, sample, policies, alerts, containment, budgets, storm } =
-        Config::default();
+    let Config {
+        kill_switch,
+        destinations,
+        meters,
+        sample,
+        policies,
+        alerts,
+        containment,
+        budgets,
+        storm,
+        protect,
+        dry_run,
+        flag,
+        overrides,
+    } = Config::default();
     assert_eq!(example.destinations.cluster, IpNet::aggregate(&destinations.cluster));
     assert_eq!((example.meters.max, example.sample.interval), (meters.max, sample.interval));
     assert!(example.meters.extra.is_empty());
@@ -25,6 +46,10 @@ fn the_example_says_the_defaults() {
     assert!(example.policies.policies.is_empty() && policies.policies.is_empty());
     assert_eq!((example.alerts.webhook, example.containment), (alerts.webhook, containment));
     assert_eq!((example.budgets, example.storm), (budgets, storm));
+    assert_eq!(example.protect.namespaces.to_string(), protect.namespaces.to_string());
+    assert_eq!((example.dry_run, example.flag), (dry_run, flag));
+    assert_eq!((example.overrides.allow, example.overrides.max), (overrides.allow, overrides.max));
+    assert!(example.overrides.namespaces.is_none() && overrides.namespaces.is_none());
 }
 
 #[test]
@@ -81,7 +106,8 @@ fn errors_name_file_line_and_key() {
 fn the_sections_beside_the_policies_are_read() {
     let config = parse(
         "mode: evict\nkillSwitch: true\nalerts: {webhook: 'https://alerts:9093/api/v2/alerts'}\n\
-         containment: {outliveAgent: true}\nbudgets: {node: {evictions: 7, per: 1h}}\nstorm: {workloads: 9}\n",
+         containment: {outliveAgent: true}\nbudgets: {node: {evictions: 7, per: 1h}, workload: {evictions: 2, per: 1h, \
+         atOnce: 3, share: 50%}, cluster: {evictions: 20, per: 1h}}\nstorm: {workloads: 9, pods: 40 %}\n",
     );
     let config = config.expect("a config");
     assert_eq!((config.policies.mode, config.kill_switch), (Mode::Evict, true));
@@ -91,8 +117,79 @@ fn the_sections_beside_the_policies_are_read() {
         evictions: NonZeroU64::new(evictions).expect("not zero"),
         per: Duration::from_mins(minutes),
     };
-    assert_eq!(config.budgets, Budgets { node: budget(7, 60), workload: budget(1, 10) });
-    assert_eq!((config.storm.workloads.get(), config.storm.per), (9, Duration::from_mins(1)));
+    let Budget { evictions, per } = budget(2, 60);
+    let (at_once, share) = (budget(3, 1).evictions, Percent::new(50).expect("a part"));
+    let workload = WorkloadBudget { evictions, per, at_once, share };
+    assert_eq!(config.budgets, Budgets { node: budget(7, 60), workload, cluster: budget(20, 60) });
+    let Storm { workloads, pods, per } = config.storm;
+    assert_eq!((workloads.get(), pods, per), (9, Percent::new(40).expect("a part"), Duration::from_mins(1)));
+    // What is not said of a workload's budget is as it is without one.
+    let config = parse("budgets: {workload: {evictions: 1, per: 10m}}").expect("a config");
+    assert_eq!(config.budgets, Budgets::default());
+}
+
+#[test]
+fn what_is_protected_and_what_annotations_may_do_is_read() {
+    let config = parse(
+        "protect: {namespaces: [kube-system, 'infra-*']}\ndryRun: true\nflag: {annotation: false}\n\
+         overrides:\n  allow: [rate, exempt-until]\n  max: {rate: 100MiB/s, exempt: 4h}\n  namespaces: ['batch-*']\n",
+    );
+    let config = config.expect("a config");
+    let namespaces = &config.protect.namespaces;
+    let is_protected = ["kube-system", "infra-1", "kube-public"].map(|name| namespaces.is_match(name));
+    assert_eq!(is_protected, [true, true, false], "the list takes the place of the usual one");
+    assert_eq!((config.dry_run, config.flag), (true, Flag { annotation: false }));
+    let Overrides { allow, max, namespaces } = config.overrides;
+    assert_eq!(allow, [Key::Rate, Key::ExemptUntil].into());
+    let rate = "100MiB/s".parse().ok();
+    assert_eq!(max, Max { rate, exempt: Some(Duration::from_hours(4)), ..Max::default() });
+    assert!(namespaces.expect("some").is_match("batch-7"));
+
+    let usual = parse("protect:\noverrides:\nflag:\n").expect("a config");
+    assert!(NAMESPACES.iter().all(|name| usual.protect.namespaces.is_match(&name.replace('*', "x"))));
+    assert_eq!((usual.flag, usual.overrides.allow), (Flag { annotation: true }, [].into()));
+}
+
+#[test]
+fn what_annotations_may_do_must_make_sense() {
+    let cases = [
+        (
+            "overrides: {allow: [speed]}",
+            "1:21: overrides.allow[0]: \"speed\" is not one of rate, burst, quota, baseline-factor, exempt-until",
+        ),
+        (
+            "overrides: {max: {rate: 1MB/s}}",
+            "1:12: overrides: max.rate is of no use, for nothing may loosen that: add rate to allow, or remove max.rate",
+        ),
+        (
+            "overrides: {allow: [rate], max: {exempt: 1h}}",
+            "1:12: overrides: max.exempt is of no use, for nothing may loosen that: add exempt-until to allow, or remove \
+             max.exempt",
+        ),
+        (
+            "overrides: {namespaces: [a]}",
+            "1:12: overrides: namespaces is of no use without allow: add allow, or remove namespaces",
+        ),
+        ("overrides: {allow: [burst], max: {burst: 1KB}}", "1:42: overrides.max.burst: it must be at least 64KiB"),
+        ("overrides: {max: {baselineFactor: 1}}", "1:35: overrides.max.baselineFactor: \"1\" is not a number above 1"),
+        ("overrides: {max: {baseline: 2}}", "1:19: overrides.max.baseline: unknown field `baseline`, expected one of"),
+        (
+            "protect: {namespaces: []}",
+            "1:23: protect.namespaces: an empty list protects nothing but the agent's own namespace: name those",
+        ),
+        ("protect: {namespace: [a]}", "1:11: protect.namespace: unknown field `namespace`, expected one of namespaces"),
+        ("dryRun: maybe", "1:9: dryRun: expected true or false"),
+        ("flag: {annotation: 1}", "1:20: flag.annotation: expected true or false"),
+        ("storm: {pods: 30}", "1:15: storm.pods: \"30\" is not a part from 1% to 100%, like 25%"),
+        (
+            "budgets: {workload: {evictions: 1, per: 1m, share: 0%}}",
+            "1:52: budgets.workload.share: \"0%\" is not a part from 1% to 100%, like 25%",
+        ),
+    ];
+    for (text, expected) in cases {
+        let error = parse(text).expect_err(text);
+        assert!(error.starts_with(&format!("config.yaml:{expected}")), "{error}\nshould start with\n{expected}");
+    }
 }
 
 #[test]
@@ -115,8 +212,8 @@ fn the_sections_beside_the_policies_refuse_what_they_cannot_mean() {
         ("budgets: {node: {evictions: 1, per: 0s}}", "1:37: budgets.node.per: it must be at least 1s".to_owned()),
         ("budgets: {node: {evictions: 1}}", "1:18: budgets.node: missing field `per`".to_owned()),
         (
-            "budgets: {cluster: {}}",
-            "1:11: budgets.cluster: unknown field `cluster`, expected one of node, workload".to_owned(),
+            "budgets: {region: {}}",
+            "1:11: budgets.region: unknown field `region`, expected one of node, workload, cluster".to_owned(),
         ),
         ("storm: {workloads: 1}", "1:20: storm.workloads: \"1\" is not a whole number of at least 2".to_owned()),
         (

@@ -165,6 +165,12 @@ impl Pod {
     }
 }
 
+/// What the normal of a container belongs to: the same for all containers of that name in its workload's replicas.
+#[must_use]
+pub fn series(workload: &str, container: &str) -> String {
+    format!("{workload}/{container}")
+}
+
 /// All pods of a node that are known, by the UID in their cgroups' paths.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -1,101 +1,39 @@
 //! All that is decided on a node, from what is told: the same for a running agent and for the replay of a trace.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
 use guard_common::{Tally, Totals};
 
-pub use self::saved::Saved;
-use self::saved::SavedContainer;
+use self::{attempts::Attempts, holds::Holds, saved::SavedContainer};
+pub use self::{
+    saved::Saved,
+    told::{About, Effect, Evicted, Means, Orders, Settings},
+};
 use crate::{
     breach::{Breach, ContainerId, Limit},
-    budget::{self, Alarm, Allowance, Budgets},
-    config::Config,
+    budget::{self, Budgets},
     detect::{Detector, Moved},
-    policy::{Contain, Count, Mode, Policies, Policy, RateLimit, Subject},
-    verdict::{self, Action, Contained, Container, Declined, Eviction, World},
-    watch::{Closed, Found, Over, Watch},
+    policy::{Mode, Policy, RateLimit},
+    relapse::Relapses,
+    verdict::{self, Contained, Container},
+    watch::{Found, Over, Watch},
 };
 
+mod attempts;
+mod decide;
+mod holds;
 mod saved;
-
-/// How long after its grace an eviction must have ended, in nanoseconds. One whose agent died meanwhile is not tried
-/// again before.
-const PATIENCE: u64 = 60_000_000_000;
-
-/// What the operator wants.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Who may send how much, and what happens otherwise.
-    pub policies: Policies,
-    /// How many evictions there may be.
-    pub allowance: Allowance,
-}
-
-impl From<&Config> for Settings {
-    fn from(config: &Config) -> Self {
-        let Config { policies, budgets, storm, .. } = config;
-        let allowance = Allowance { node: budgets.node, workload: budgets.workload, storm: *storm };
-        Self { policies: policies.clone(), allowance }
-    }
-}
-
-/// Something to be said or done.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Effect {
-    /// A breach, to be said with evidence.
-    Opened(Breach),
-    /// A breach is over.
-    Closed(Closed),
-    /// To be done.
-    Act(Action),
-    /// Not done, and why; said once.
-    Declined(Declined),
-    /// To be said loudly.
-    Alarm(Alarm),
-}
-
-/// What the kernel is to check and to do by itself for a container.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Orders {
-    /// Which bytes limits and containment are about.
-    pub count: Count,
-    /// Limit of what is sent.
-    pub egress: Option<RateLimit>,
-    /// Limit of what is received.
-    pub ingress: Option<RateLimit>,
-    /// The containment that a breach of `egress` leads to at once.
-    pub arm: Option<Contain>,
-}
-
-/// How an eviction ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Evicted {
-    /// The container ended.
-    Done,
-    /// Nothing was done, and it may be tried again at this instant.
-    Untouched {
-        /// When.
-        retry_at: u64,
-    },
-    /// Something may have been done; it may be tried again at this instant.
-    Broken {
-        /// When.
-        retry_at: u64,
-    },
-}
+mod told;
 
 /// What is known of a container, beside its counts.
 #[derive(Clone, Debug)]
 struct Known {
-    subject: Subject,
+    about: About,
     facts: Container,
-    /// When its eviction was begun.
-    evicted_at: u64,
-    /// When it must have ended one way or the other.
-    overdue_at: u64,
 }
 
 /// What is known, and what follows from it.
@@ -103,12 +41,18 @@ struct Known {
 pub struct Judge {
     settings: Settings,
     kill_switch: bool,
-    /// Why there is no eviction at all.
-    protected: Option<&'static str>,
+    means: Means,
+    /// So many nanoseconds the wall clock is ahead of `CLOCK_BOOTTIME`.
+    wall: u64,
     detector: Detector,
     watch: Watch,
     budgets: Budgets,
+    relapses: Relapses,
+    attempts: Attempts,
     containers: BTreeMap<ContainerId, Known>,
+    /// How many containers each pod has; of what is in no pod, each workload.
+    pods: BTreeMap<Arc<str>, usize>,
+    holds: Holds,
     /// Of containers that an earlier agent knew and this one has not seen yet.
     kept: BTreeMap<ContainerId, SavedContainer>,
     /// What the last verdict declined: by container, limit, what and why.
@@ -116,38 +60,71 @@ pub struct Judge {
 }
 
 impl Judge {
-    /// Nothing is known yet. `protected`: why nothing must be evicted, if so.
+    /// Nothing is known yet.
     #[must_use]
-    pub fn new(settings: Settings, protected: Option<&'static str>) -> Self {
+    pub fn new(settings: Settings, means: Means) -> Self {
         let budgets = Budgets::new(settings.allowance);
         Self {
             settings,
             kill_switch: false,
-            protected,
+            means,
+            wall: 0,
             detector: Detector::default(),
             watch: Watch::default(),
             budgets,
+            relapses: Relapses::default(),
+            attempts: Attempts::default(),
             containers: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            holds: Holds::default(),
             kept: BTreeMap::new(),
             declined: BTreeSet::new(),
         }
     }
 
+    /// So many nanoseconds the wall clock (since 1970) is ahead of `CLOCK_BOOTTIME`: to be told before anything else, and
+    /// again before each sample, for somebody may set it. Pods' ages and exemptions are reckoned with it.
+    pub const fn wall_clock(&mut self, ahead: u64) {
+        self.wall = ahead;
+    }
+
     /// A container appeared, or more is known of it.
-    pub fn appeared(&mut self, now: u64, id: ContainerId, subject: Subject, workload: Arc<str>) -> Vec<Effect> {
-        let policy = self.settings.policies.of(&subject).cloned();
-        self.detector.assign(now, id, &workload, policy.as_ref());
-        let kept = self.kept.remove(&id).unwrap_or_default();
-        let known = self.containers.entry(id).or_insert_with(|| {
-            let SavedContainer { released, eviction, .. } = kept;
-            let (contained, protected, workload) = (kept.contained(), self.protected, Arc::clone(&workload));
-            let facts = Container { id, policy: None, workload, contained, released, eviction, protected };
-            Known { subject: Subject::default(), facts, evicted_at: 0, overdue_at: 0 }
-        });
-        known.subject = subject;
-        known.facts.workload = workload;
-        known.facts.policy = policy;
-        self.unlimited(now)
+    pub fn appeared(&mut self, now: u64, id: ContainerId, about: About) -> Vec<Effect> {
+        let kept = self.kept.remove(&id);
+        let Some(known) = self.containers.get_mut(&id) else {
+            let kept = kept.unwrap_or_default();
+            let About { workload, unit, pod, .. } = about.clone();
+            let (contained, released) = (kept.contained(), kept.released);
+            let facts =
+                Container { id, policy: None, workload, unit, pod, contained, released, eviction: None, paid: None };
+            let known = Known { about, facts };
+            *self.pods.entry(Arc::clone(known.facts.pod())).or_default() += 1;
+            self.containers.insert(id, known);
+            return self.assign(now, id);
+        };
+        if known.about == about {
+            return vec![];
+        }
+        let same = known.about.subject == about.subject && known.about.series == about.series;
+        let before = Arc::clone(known.facts.pod());
+        known.facts.workload = Arc::clone(&about.workload);
+        known.facts.pod.clone_from(&about.pod);
+        known.about = About { unit: known.about.unit.take(), ..about };
+        let pod = Arc::clone(known.facts.pod());
+        if before != pod {
+            self.leave_pod(&before);
+            *self.pods.entry(pod).or_default() += 1;
+        }
+        if same { vec![] } else { self.assign(now, id) }
+    }
+
+    fn leave_pod(&mut self, pod: &Arc<str>) {
+        if let Some(containers) = self.pods.get_mut(pod) {
+            *containers -= 1;
+            if *containers == 0 {
+                self.pods.remove(pod);
+            }
+        }
     }
 
     /// What a container has sent since it is metered, of one that was there before this agent.
@@ -159,6 +136,7 @@ impl Judge {
     pub fn settled(&mut self, now: u64) -> Vec<Effect> {
         self.detector.settled();
         self.kept.clear();
+        self.attempts.settled(|id| self.containers.contains_key(&id));
         let there = |breach: &Breach| self.containers.contains_key(&breach.container);
         let gone: Vec<ContainerId> =
             self.watch.all().map(|open| open.breach).filter(|breach| !there(breach)).map(|b| b.container).collect();
@@ -167,7 +145,11 @@ impl Judge {
 
     /// A container is gone.
     pub fn gone(&mut self, now: u64, id: ContainerId) -> Vec<Effect> {
-        self.containers.remove(&id);
+        if let Some(known) = self.containers.remove(&id) {
+            self.leave_pod(known.facts.pod());
+        }
+        self.attempts.gone(id);
+        self.holds_no_more(id);
         self.detector.gone(id);
         self.watch.gone(now, id).into_iter().map(Effect::Closed).collect()
     }
@@ -176,13 +158,31 @@ impl Judge {
     pub fn reload(&mut self, now: u64, settings: Settings) -> Vec<Effect> {
         self.budgets.allow(settings.allowance);
         self.settings = settings;
-        for (id, known) in &mut self.containers {
-            known.facts.policy = self.settings.policies.of(&known.subject).cloned();
-            self.detector.assign(now, *id, &known.facts.workload, known.facts.policy.as_ref());
+        if !self.settings.dry_run {
+            self.attempts.forget_dry(&mut self.budgets);
         }
-        let mut effects = self.unlimited(now);
+        let mut effects = self.assign_all(now);
         effects.extend(self.decide(now));
         effects
+    }
+
+    /// Nothing is to be evicted from now on, for this reason; or it may be again.
+    pub fn protect(&mut self, now: u64, nothing: Option<Cow<'static, str>>) -> Vec<Effect> {
+        self.means.nothing = nothing;
+        self.decide(now)
+    }
+
+    /// The operator ends the storm. `None`: there is none.
+    pub fn resume(&mut self, now: u64) -> Option<Vec<Effect>> {
+        let mut effects = vec![Effect::Alarm(self.budgets.resume()?)];
+        effects.extend(self.decide(now));
+        Some(effects)
+    }
+
+    /// Whether nothing is evicted because too many breach.
+    #[must_use]
+    pub const fn storm(&self) -> bool {
+        self.budgets.storm()
     }
 
     /// The kill switch is engaged, or not.
@@ -239,6 +239,7 @@ impl Judge {
         nanos: u64,
         moved: impl IntoIterator<Item = (ContainerId, Totals)>,
     ) -> Vec<Effect> {
+        let mut effects = self.assign_changed(now);
         let found = moved.into_iter().filter_map(|(id, counted)| {
             let contained = self.containers.get(&id)?.facts.contained.is_some();
             let breached = self.watch.of(id).next().is_some();
@@ -248,25 +249,18 @@ impl Judge {
         let telling = |found: &Found| found.quota.is_some() || found.baseline.is_some() || found.pressing;
         let found: Vec<_> = found.filter(telling).collect();
         let changes = self.watch.sample(now, found);
-        let closed = changes.closed.into_iter().map(Effect::Closed);
-        let mut effects: Vec<Effect> = closed.chain(changes.opened.into_iter().map(Effect::Opened)).collect();
+        effects.extend(changes.closed.into_iter().map(Effect::Closed));
+        effects.extend(changes.opened.into_iter().map(Effect::Opened));
         effects.extend(self.decide(now));
         effects
     }
 
-    /// How the eviction that is underway ended.
-    pub fn evicted(&mut self, id: ContainerId, how: Evicted) {
-        let Some(Known { facts, evicted_at, .. }) = self.containers.get_mut(&id) else { return };
-        if facts.eviction != Some(Eviction::Underway) {
-            return;
-        }
-        facts.eviction = Some(match how {
-            Evicted::Done => Eviction::Done,
-            Evicted::Untouched { retry_at } | Evicted::Broken { retry_at } => Eviction::Failed { retry_at },
-        });
-        if matches!(how, Evicted::Untouched { .. }) {
-            self.budgets.refund(*evicted_at, &facts.workload);
-        }
+    /// How the eviction ended that is underway for a breach of this container; it may be gone.
+    pub fn evicted(&mut self, now: u64, id: ContainerId, how: Evicted) -> Vec<Effect> {
+        let Self { attempts, budgets, relapses, settings, .. } = self;
+        let workload = attempts.end(id, how, settings.dry_run, budgets, relapses);
+        let workload = workload.filter(|_| how == Evicted::NotCured);
+        workload.and_then(|workload| relapses.told(now, &workload)).map(Effect::Alarm).into_iter().collect()
     }
 
     /// What the kernel is to check and to do by itself for a container.
@@ -309,59 +303,6 @@ impl Judge {
     /// All containers that appeared and are not gone.
     pub fn ids(&self) -> impl Iterator<Item = ContainerId> {
         self.containers.keys().copied()
-    }
-
-    fn unlimited(&mut self, now: u64) -> Vec<Effect> {
-        let limits = |known: &Known, limit| known.facts.policy.as_ref().is_some_and(|policy| policy.limits(limit));
-        // What an earlier agent left open of a container that this one has not seen yet stays so until it is settled.
-        let limited =
-            |breach: &Breach| self.containers.get(&breach.container).is_none_or(|known| limits(known, breach.limit));
-        self.watch.reloaded(now, limited).into_iter().map(Effect::Closed).collect()
-    }
-
-    fn decide(&mut self, now: u64) -> Vec<Effect> {
-        let open = |id: &ContainerId| self.watch.of(*id).next().is_some();
-        let concerned = self.containers.iter().filter(|(id, known)| known.facts.contained.is_some() || open(id));
-        let containers: Vec<Container> = concerned.map(|(_, known)| known.facts.clone()).collect();
-        let alarm = self.budgets.breaching(now, verdict::breaching(&self.watch, &containers));
-        let mut effects: Vec<Effect> = alarm.map(Effect::Alarm).into_iter().collect();
-        let (mode, kill_switch) = (self.settings.policies.mode, self.kill_switch);
-        let (watch, budgets) = (&self.watch, &self.budgets);
-        let verdict = verdict::decide(&World { now, mode, kill_switch, watch, budgets, containers: &containers });
-        for action in verdict.actions {
-            effects.extend(self.take(now, action));
-        }
-        let key = |d: &Declined| (d.reason.container, d.reason.limit, d.what, d.why.name());
-        let declined = verdict.declined.iter().map(key).collect();
-        let before = std::mem::replace(&mut self.declined, declined);
-        effects.extend(verdict.declined.into_iter().filter(|d| !before.contains(&key(d))).map(Effect::Declined));
-        effects
-    }
-
-    /// Takes an action for granted, for whoever is told will carry it out.
-    fn take(&mut self, now: u64, action: Action) -> Vec<Effect> {
-        let Some(Known { facts, evicted_at, overdue_at, .. }) = self.containers.get_mut(&action.container()) else {
-            return vec![];
-        };
-        let mut effects = vec![Effect::Act(action)];
-        match action {
-            Action::Contain { how, until, .. } => facts.contained = Some(Contained { how, since: now, until }),
-            Action::Release { container, .. } => {
-                facts.contained = None;
-                let closed = self.watch.let_go(now, container, facts.released);
-                effects.extend(closed.into_iter().map(Effect::Closed));
-            }
-            Action::Evict { grace, .. } => match self.budgets.spend(now, &facts.workload) {
-                Ok(()) => {
-                    facts.eviction = Some(Eviction::Underway);
-                    (*evicted_at, *overdue_at) =
-                        (now, now.saturating_add(budget::nanos(grace)).saturating_add(PATIENCE));
-                }
-                // The verdict asked the same budgets: if they differ, nothing is done.
-                Err(_) => effects.clear(),
-            },
-        }
-        effects
     }
 }
 

@@ -4,11 +4,13 @@ use guard_common::Class;
 
 use super::*;
 use crate::{
-    budget::{QUIET, Refused},
+    budget::{Alarm, QUIET, Refused},
+    config::Config,
     identity::Labels,
-    policy::Containment,
-    verdict::{Refusal, Release},
-    watch::{CLEAR, Closing},
+    policy::{Containment, Subject},
+    safety::Leave,
+    verdict::{Action, Declined, Protection, Refusal, Release},
+    watch::{CLEAR, Closed, Closing},
 };
 
 #[path = "judge/restart_tests.rs"]
@@ -44,14 +46,14 @@ fn judge() -> Judge {
 }
 
 fn judge_with(change: impl Fn(String) -> String) -> Judge {
-    let mut judge = Judge::new(settings(change), None);
+    let mut judge = Judge::new(settings(change), Means::default());
     assert_eq!(appear(&mut judge, 0, A, "a"), []);
     judge
 }
 
 fn appear(judge: &mut Judge, now: u64, id: ContainerId, pod: &str) -> Vec<Effect> {
     let names = Labels { pod: pod.to_owned(), ..Labels::default() };
-    judge.appeared(now * S, id, Subject { names, ..Subject::default() }, pod.into())
+    judge.appeared(now * S, id, About::on_its_own(Subject { names, ..Subject::default() }, pod.into()))
 }
 
 fn cross(judge: &mut Judge, now: u64, id: ContainerId) -> Vec<Effect> {
@@ -68,7 +70,7 @@ fn press(judge: &mut Judge, seconds: std::ops::RangeInclusive<u64>, id: Containe
 /// Another agent, from what this one saved.
 fn restart(judge: &Judge, now: u64) -> Judge {
     let text = serde_json::to_string(&judge.save()).expect("JSON");
-    let mut fresh = Judge::new(judge.settings.clone(), None);
+    let mut fresh = Judge::new(judge.settings.clone(), judge.means.clone());
     assert_eq!(fresh.restore(now * S, serde_json::from_str(&text).expect("what was saved"), true), [""; 0]);
     fresh
 }
@@ -94,7 +96,8 @@ fn release(since: u64, why: Release) -> Effect {
 }
 
 fn evict(reason: Breach) -> Effect {
-    Effect::Act(Action::Evict { grace: std::time::Duration::from_secs(5), reason })
+    let grace = Some(std::time::Duration::from_secs(5));
+    Effect::Act(Action::Evict { grace, leave: Leave::default(), dry_run: false, reason })
 }
 
 fn declined(what: Mode, why: Refusal) -> Effect {
@@ -174,16 +177,16 @@ fn the_kill_switch_lifts_all_and_lets_nothing_begin() {
     let lifted = [release(1, Release::KillSwitch), closed(rate(A, 1), 2, Closing::LetGo)];
     assert_eq!(judge.kill_switch(2 * S, true), lifted);
     assert_eq!(judge.orders(A).arm, None);
-    let why = Refusal::KillSwitch;
+    let why = || Refusal::KillSwitch;
     let reason = rate(A, 3);
-    let said = vec![Effect::Opened(reason), Effect::Declined(Declined { what: Mode::Contain, reason, why })];
+    let said = vec![Effect::Opened(reason), Effect::Declined(Declined { what: Mode::Contain, reason, why: why() })];
     assert_eq!(cross(&mut judge, 3, A), said);
     let mut effects = Vec::new();
     for now in 4..40 {
         cross(&mut judge, now, A);
         effects.extend(judge.sample(now * S, S, []));
     }
-    assert_eq!(effects, [Effect::Declined(Declined { what: Mode::Evict, reason, why })], "each is said once");
+    assert_eq!(effects, [Effect::Declined(Declined { what: Mode::Evict, reason, why: why() })], "each is said once");
     let until = 100 * S;
     let begun = [Effect::Act(Action::Contain { how: Containment::Block, until, reason }), evict(reason)];
     assert_eq!(judge.kill_switch(40 * S, false), begun, "it is as it was");
@@ -247,12 +250,12 @@ fn how_an_eviction_ended_says_whether_there_may_be_another_one() {
     for (how, again, refunded) in cases {
         let two = |text: String| text.replace("evictions: 1", "evictions: 2").replace("for: 1m", "for: 1h");
         let mut judge = judge_with(two);
-        judge.evicted(A, Evicted::Done);
+        judge.evicted(0, A, Evicted::Done);
         cross(&mut judge, 1, A);
-        judge.evicted(A, Evicted::Done);
+        judge.evicted(0, A, Evicted::Done);
         assert_eq!(press(&mut judge, 2..=40, A), [evict(rate(A, 1))], "what was not begun did not end");
-        judge.evicted(A, how);
-        judge.evicted(A, Evicted::Untouched { retry_at: 0 });
+        judge.evicted(0, A, how);
+        judge.evicted(0, A, Evicted::Untouched { retry_at: 0 });
         let other = "a".into();
         let mut budgets = judge.budgets.clone();
         let left = (0..3).take_while(|_| budgets.spend(41 * S, &other).is_ok()).count();
@@ -261,7 +264,7 @@ fn how_an_eviction_ended_says_whether_there_may_be_another_one() {
         let expected: Vec<Effect> = again.map(|_| evict(rate(A, 1))).into_iter().collect();
         assert_eq!(press(&mut judge, 70..=90, A), expected, "{how:?}");
         judge.gone(91 * S, A);
-        judge.evicted(A, Evicted::Done);
+        judge.evicted(0, A, Evicted::Done);
     }
 }
 
@@ -317,7 +320,7 @@ fn too_many_breaches_are_said_once_and_so_is_the_calm_after_they_are_gone() {
         appear(&mut judge, 0, id, pod);
         cross(&mut judge, 1, id)
     });
-    assert_eq!(opened[2][1], Effect::Alarm(Alarm::Storm { workloads: 3 }));
+    assert_eq!(opened[2][1], Effect::Alarm(Alarm::Storm { workloads: 3, pods: 3, of: 3 }));
     assert_eq!(
         press(&mut judge, 2..=40, A),
         [
@@ -339,8 +342,11 @@ fn too_many_breaches_are_said_once_and_so_is_the_calm_after_they_are_gone() {
 
 #[test]
 fn what_is_protected_is_contained_and_not_evicted() {
-    let mut judge = Judge::new(settings(|text| text), Some("nobody can"));
+    let mut judge = Judge::new(settings(|text| text), Means { nothing: Some("nobody can".into()), only_pods: false });
     appear(&mut judge, 0, A, "a");
     assert_eq!(cross(&mut judge, 1, A)[1..], [contain(rate(A, 1))]);
-    assert_eq!(press(&mut judge, 2..=40, A), [declined(Mode::Evict, Refusal::Protected("nobody can"))]);
+    assert_eq!(
+        press(&mut judge, 2..=40, A),
+        [declined(Mode::Evict, Refusal::Protected(Protection::Nothing("nobody can".into())))]
+    );
 }

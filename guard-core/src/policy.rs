@@ -6,9 +6,10 @@ use serde::Deserialize;
 
 pub use self::matching::{Conflict, Globs};
 use crate::{
-    config::scalars::{at_least, factor, labels, required, some, whole},
+    config::scalars::{at_least, factor, labels, percent, required, some, whole},
     identity::Labels,
-    units::{Rate, Size},
+    safety::Leave,
+    units::{Percent, Rate, Size},
 };
 
 mod matching;
@@ -87,6 +88,9 @@ pub struct Subject {
     pub names: Labels,
     /// The pod's labels; empty while unknown.
     pub labels: BTreeMap<String, String>,
+    /// The pod's annotations that begin with [`crate::inventory::PREFIX`], without it. They match nothing, but may
+    /// [override](crate::overrides) what the policy says.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// Limits of what a container sends.
@@ -167,15 +171,14 @@ pub enum Containment {
 }
 
 /// When a container is made to start afresh.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Evict {
     /// How long the breach must have held.
-    #[serde(deserialize_with = "at_least::<0, _>")]
     pub after: Duration,
-    /// Between SIGTERM and SIGKILL, where no orchestrator says otherwise.
-    #[serde(default = "ten_seconds", deserialize_with = "at_least::<0, _>")]
-    pub grace: Duration,
+    /// How long it is left to end by itself. `None`: as its orchestrator says, which for a pod is what the pod says.
+    pub grace: Option<Duration>,
+    /// Which pods may be evicted that otherwise are not.
+    pub leave: Leave,
 }
 
 /// How many evictions there may be, whatever the policies say.
@@ -184,8 +187,10 @@ pub struct Evict {
 pub struct Budgets {
     /// On the node.
     pub node: Budget,
-    /// Of the containers of one workload on the node.
-    pub workload: Budget,
+    /// Of one workload.
+    pub workload: WorkloadBudget,
+    /// On all nodes of the cluster together.
+    pub cluster: Budget,
 }
 
 /// How many evictions there may be.
@@ -200,6 +205,24 @@ pub struct Budget {
     pub per: Duration,
 }
 
+/// How many evictions there may be of one workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct WorkloadBudget {
+    /// So many of its pods on one node ...
+    #[serde(deserialize_with = "whole::<1, _>")]
+    pub evictions: NonZeroU64,
+    /// ... in any window of this length.
+    #[serde(deserialize_with = "at_least::<1, _>")]
+    pub per: Duration,
+    /// In the whole cluster, so many may be on their way at once: evicted, and without a replacement that is ready.
+    #[serde(default = "WorkloadBudget::one", deserialize_with = "whole::<1, _>")]
+    pub at_once: NonZeroU64,
+    /// And no more than this part of its ready replicas, but always one.
+    #[serde(default = "WorkloadBudget::quarter", deserialize_with = "percent")]
+    pub share: Percent,
+}
+
 /// Too many breaches at once: then it is the limits that are wrong, or the node that is lost, and nothing is evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -207,11 +230,50 @@ pub struct Storm {
     /// So many workloads that breach, or more ...
     #[serde(deserialize_with = "whole::<2, _>")]
     pub workloads: NonZeroU64,
+    /// ... or more than this part of the node's pods, if that is three at least ...
+    #[serde(deserialize_with = "percent")]
+    pub pods: Percent,
     /// ... in any window of this length.
     #[serde(deserialize_with = "at_least::<1, _>")]
     pub per: Duration,
 }
 
-const fn ten_seconds() -> Duration {
-    Duration::from_secs(10)
+impl WorkloadBudget {
+    const fn one() -> NonZeroU64 {
+        NonZeroU64::MIN
+    }
+
+    const fn quarter() -> Percent {
+        const { Percent::new(25).expect("a part") }
+    }
+
+    /// What holds on one node.
+    #[must_use]
+    pub const fn on_node(self) -> Budget {
+        let Self { evictions, per, at_once: _, share: _ } = self;
+        Budget { evictions, per }
+    }
+}
+
+impl Default for Budgets {
+    fn default() -> Self {
+        let budget = |evictions| Budget { evictions, per: Duration::from_mins(10) };
+        let Budget { evictions, per } = budget(NonZeroU64::MIN);
+        let (at_once, share) = (WorkloadBudget::one(), WorkloadBudget::quarter());
+        Self {
+            node: budget(const { NonZeroU64::new(3).expect("not zero") }),
+            workload: WorkloadBudget { evictions, per, at_once, share },
+            cluster: budget(const { NonZeroU64::new(10).expect("not zero") }),
+        }
+    }
+}
+
+impl Default for Storm {
+    fn default() -> Self {
+        Self {
+            workloads: const { NonZeroU64::new(5).expect("not zero") },
+            pods: const { Percent::new(30).expect("a part") },
+            per: Duration::from_mins(1),
+        }
+    }
 }

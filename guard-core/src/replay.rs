@@ -10,7 +10,8 @@
 //!   less (gone on, retried, given up) nobody knows.
 //! - Evictions succeed at once, and the replay goes on with what was recorded, of the container as it was: the trace does
 //!   not know what a fresh one would have sent. It is not evicted again.
-//! - What is protected from eviction is not in a trace: here nothing is.
+//! - What is protected from eviction is not in a trace: here nothing is. Nor are pods and their annotations: each container
+//!   is evicted on its own, and the policies hold as the file has them.
 
 use std::{collections::BTreeMap, mem, sync::Arc};
 
@@ -21,7 +22,8 @@ use crate::{
     bucket::{Bucket, Taken},
     budget::{Alarm, nanos},
     identity::Labels,
-    judge::{Effect, Evicted, Judge, Orders, Settings},
+    inventory::series,
+    judge::{About, Effect, Evicted, Judge, Means, Orders, Settings},
     policy::{Contain, Containment, Count, Mode, Policy, RateLimit},
     trace::{self, Header, Record, Sample},
     verdict::{Action, Contained, Declined, Refusal, Release},
@@ -76,7 +78,7 @@ pub struct Breached {
 }
 
 /// Something done about a breach, or not.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Deed {
     /// The container is held.
     Contained {
@@ -138,7 +140,10 @@ impl Replay {
     /// Begins, with nothing learned.
     #[must_use]
     pub fn new(header: Header, settings: Settings, kill_switch: bool) -> Self {
-        let mut judge = Judge::new(settings, None);
+        // What would have been done if it were done.
+        let settings = Settings { dry_run: false, ..settings };
+        let mut judge = Judge::new(settings, Means::default());
+        judge.wall_clock(header.wall.saturating_sub(header.at));
         // Nothing is there yet that it could be about.
         judge.kill_switch(header.at, kill_switch);
         let (containers, breaches, alarms) = (Vec::new(), Vec::new(), Vec::new());
@@ -168,7 +173,9 @@ impl Replay {
         let trace::Container { id, subject, workload, totals: _ } = container;
         let names = subject.names.clone();
         let workload = if workload.is_empty() { names.workload() } else { workload };
-        let effects = self.judge.appeared(self.before, id, subject, workload.into());
+        let series = series(&workload, &names.container).into();
+        let about = About { subject, workload: workload.into(), series, unit: None, pod: None };
+        let effects = self.judge.appeared(self.before, id, about);
         self.note(self.before, effects);
         let live = match self.live.iter().position(|live| live.id == id) {
             // Known better now: samples tell of it in its new place.
@@ -265,6 +272,8 @@ impl Replay {
                     self.deed(now, &reason, Deed::Declined { what, why });
                 }
                 Effect::Alarm(alarm) => self.report.alarms.push((now, alarm)),
+                // A trace has no annotations.
+                Effect::BadAnnotation { .. } => {}
             }
         }
     }
@@ -290,9 +299,10 @@ impl Replay {
                     self.report.breaches[breach].deeds.push((now, Deed::Released(why)));
                 }
             }
-            Action::Evict { grace: _, reason } => {
+            Action::Evict { grace: _, leave: _, dry_run: _, reason } => {
                 self.deed(now, &reason, Deed::Evicted);
-                self.judge.evicted(reason.container, Evicted::Done);
+                // One that is done is not said.
+                self.judge.evicted(now, reason.container, Evicted::Done);
             }
         }
     }

@@ -89,7 +89,7 @@ fn opened(report: &Report) -> Vec<Opened> {
 }
 
 fn deeds(breached: &Breached) -> Vec<(u64, Deed)> {
-    breached.deeds.iter().map(|(at, deed)| ((at - START) / S, *deed)).collect()
+    breached.deeds.iter().map(|(at, deed)| ((at - START) / S, deed.clone())).collect()
 }
 
 const RATE: &str = "policies: [{name: all, match: {}, egress: {rate: 100KB/s, burst: 500KB}, onBreach: \
@@ -222,7 +222,7 @@ fn a_workloads_budget_is_for_all_its_containers() {
     story.go_on(20, &[sent(400_000), sent(400_000)]);
     let report = replay(&in_mode("evict", evict), &story);
     assert_eq!(deeds(&report.breaches[0]), [(7, Deed::Evicted)]);
-    let [(7, Deed::Declined { what: Mode::Evict, why })] = deeds(&report.breaches[1])[..] else {
+    let [(7, Deed::Declined { what: Mode::Evict, why })] = &deeds(&report.breaches[1])[..] else {
         panic!("{:?}", report.breaches[1]);
     };
     assert_eq!(why.name(), "workload_budget");
@@ -289,13 +289,17 @@ fn the_report_is_what_the_judge_says() {
     let (story, _) = busy();
     let text = "policies: [{name: all, match: {}, egress: {quota: {bytes: 5MB, per: 2m}, \
                 baseline: {factor: 10, floor: 1KB/s, learn: 10m}}}]";
-    let mut judge = Judge::new(Settings::from(&config(text)), None);
+    let mut judge = Judge::new(Settings::from(&config(text)), Means::default());
     let (mut before, mut said) = (START, Vec::new());
     for record in &story.records {
         let effects = match record {
             Record::Appears(container) => {
                 let names = &container.subject.names;
-                judge.appeared(before, container.id, container.subject.clone(), names.workload().into())
+                judge.appeared(
+                    before,
+                    container.id,
+                    About::on_its_own(container.subject.clone(), names.workload().into()),
+                )
             }
             Record::Gone(id) => judge.gone(before, *id),
             Record::Sample(sample) => {

@@ -10,7 +10,7 @@ const BEGIN: Header = Header { wall: 1_700_000_000_123_456_789, at: 5_000_000_00
 fn container(id: u64, name: &str, labels: &[(&str, &str)], totals: Totals) -> Record {
     let names = Labels { namespace: "ns".into(), pod: "pod".into(), container: name.into() };
     let labels: BTreeMap<String, String> = labels.iter().map(|&(k, v)| (k.into(), v.into())).collect();
-    let subject = Subject { names, labels };
+    let subject = Subject { names, labels, ..Subject::default() };
     Record::Appears(Container { id: ContainerId(id), subject, workload: "deployment/web".into(), totals })
 }
 

@@ -1,6 +1,11 @@
 //! Sizes and rates: whole, not zero, with the units that operators write.
 
-use std::{fmt, num::NonZeroU64, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    num::{NonZeroU8, NonZeroU64},
+    str::FromStr,
+    time::Duration,
+};
 
 /// A number of bytes, at least one. Written as a number and a unit: `500MB` (1000), `500MiB` or `500Mi` (1024).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -10,7 +15,11 @@ pub struct Size(NonZeroU64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rate(NonZeroU64);
 
-/// Why a text is no size, rate or duration; it says what would be one.
+/// A part of a whole: 1 to 100 percent. Written `25%`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Percent(NonZeroU8);
+
+/// Why a text is no size, rate, part or duration; it says what would be one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct UnitError(String);
@@ -73,6 +82,45 @@ impl Rate {
     #[must_use]
     pub const fn bytes_per_second(self) -> u64 {
         self.0.get()
+    }
+}
+
+impl Percent {
+    /// `None`: not from 1 to 100.
+    #[must_use]
+    pub const fn new(percent: u8) -> Option<Self> {
+        match NonZeroU8::new(percent) {
+            Some(percent) if percent.get() <= 100 => Some(Self(percent)),
+            _ => None,
+        }
+    }
+
+    /// Whether so many of a whole are more than this part of it.
+    #[must_use]
+    pub const fn is_exceeded(self, part: u64, whole: u64) -> bool {
+        part as u128 * 100 > whole as u128 * self.0.get() as u128
+    }
+
+    /// So much of a whole, rounded down.
+    #[must_use]
+    pub const fn of(self, whole: u64) -> u64 {
+        // No more than the whole.
+        (whole as u128 * self.0.get() as u128 / 100) as u64
+    }
+}
+
+impl FromStr for Percent {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let percent = text.strip_suffix('%').and_then(|number| number.trim_end().parse().ok()).and_then(Self::new);
+        percent.ok_or_else(|| UnitError(format!("{text:?} is not a part from 1% to 100%, like 25%")))
+    }
+}
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", self.0)
     }
 }
 

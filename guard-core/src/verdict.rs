@@ -1,15 +1,22 @@
 //! What to do about all breaches now: a pure function of what is known.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     breach::{Breach, ContainerId, Limit},
-    budget::{Budgets, Refused, nanos},
+    budget::{Budgets, Spent, nanos},
+    inventory::Pod,
     policy::{Contain, Containment, Evict, Mode, Policy},
+    relapse::Relapses,
+    safety::{self, Leave, Protect},
     watch::{Open, Watch},
 };
+
+pub use self::refusal::{Protection, Refusal};
+
+mod refusal;
 
 /// All that a verdict follows from.
 #[derive(Clone, Copy, Debug)]
@@ -24,8 +31,27 @@ pub struct World<'a> {
     pub watch: &'a Watch,
     /// What is left of them.
     pub budgets: &'a Budgets,
+    /// Whom evictions do not cure.
+    pub relapses: &'a Relapses,
+    /// They are asked for so that nothing is evicted.
+    pub dry_run: bool,
+    /// Whom they are not for.
+    pub safety: Safety<'a>,
     /// At least those that have an open breach or are contained; each once.
     pub containers: &'a [Container],
+}
+
+/// What must not be evicted, whatever the policies say.
+#[derive(Clone, Copy, Debug)]
+pub struct Safety<'a> {
+    /// Why nothing is, if so.
+    pub nothing: Option<&'a Cow<'static, str>>,
+    /// Only pods are, and only those of which the API server has told.
+    pub only_pods: bool,
+    /// No pod of these.
+    pub protect: &'a Protect,
+    /// Seconds since 1970.
+    pub wall: i64,
 }
 
 /// What is known of a container, beside its breaches.
@@ -37,14 +63,18 @@ pub struct Container {
     pub policy: Option<Arc<Policy>>,
     /// What its budget belongs to: the same for it and its replacement.
     pub workload: Arc<str>,
+    /// What an eviction ends, with all its containers: its pod's UID. `None`: the container alone.
+    pub unit: Option<Arc<str>>,
+    /// Its pod, as far as the API server has told of it.
+    pub pod: Option<Arc<Pod>>,
     /// The containment that is in force, whoever began it.
     pub contained: Option<Contained>,
     /// When the operator last released it: the breaches that were open then are not acted on.
     pub released: Option<u64>,
-    /// What became of its eviction, if one was begun.
+    /// What became of its eviction, or its pod's, if one was begun.
     pub eviction: Option<Eviction>,
-    /// Why it must never be evicted, in words.
-    pub protected: Option<&'static str>,
+    /// What was paid for that, if another attempt at it need not be paid for.
+    pub paid: Option<Spent>,
 }
 
 /// A containment in force.
@@ -104,10 +134,14 @@ pub enum Action {
         /// Why.
         why: Release,
     },
-    /// Make a container start afresh, and tell [`Budgets::spend`] (which checks again).
+    /// Make a container start afresh, with its pod if it is in one, and tell [`Budgets::spend`] (which checks again).
     Evict {
-        /// Between SIGTERM and SIGKILL, where no orchestrator says otherwise.
-        grace: Duration,
+        /// How long it is left to end by itself. `None`: as its orchestrator says.
+        grace: Option<Duration>,
+        /// What the policy gives leave for: to be checked again right before.
+        leave: Leave,
+        /// It is asked for so that nothing is evicted.
+        dry_run: bool,
         /// Why.
         reason: Breach,
     },
@@ -129,7 +163,7 @@ pub enum Release {
 }
 
 /// Something that a policy asks for and that is not done.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Declined {
     /// What: [`Mode::Contain`] or [`Mode::Evict`].
     pub what: Mode,
@@ -137,17 +171,6 @@ pub struct Declined {
     pub reason: Breach,
     /// Why it is not done.
     pub why: Refusal,
-}
-
-/// Why something is not done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Refusal {
-    /// The kill switch is engaged.
-    KillSwitch,
-    /// The container must never be evicted, for this reason.
-    Protected(&'static str),
-    /// There have been enough evictions, or there is a storm.
-    Budget(Refused),
 }
 
 /// Decides.
@@ -166,15 +189,26 @@ pub fn decide(world: &World<'_>) -> Verdict {
     // Whoever breached first has the first claim on what is left of a budget.
     due.sort_by_key(|(.., reason)| reason.since);
     let mut budgets = Cow::Borrowed(world.budgets);
+    let mut begun = BTreeSet::new();
     for (container, evict, reason) in due {
-        let refusal = match container.protected {
-            _ if world.kill_switch => Some(Refusal::KillSwitch),
-            Some(why) => Some(Refusal::Protected(why)),
-            None => budgets.to_mut().spend(world.now, &container.workload).err().map(Refusal::Budget),
-        };
-        match refusal {
-            Some(why) => verdict.declined.push(Declined { what: Mode::Evict, reason, why }),
-            None => verdict.actions.push(Action::Evict { grace: evict.grace, reason }),
+        // With another container of its pod.
+        if container.unit.as_ref().is_some_and(|unit| begun.contains(unit)) {
+            continue;
+        }
+        let refusal = world.refuse(container, evict.leave).or_else(|| {
+            let (budgets, workload) = (budgets.to_mut(), &container.workload);
+            let spent = match &container.paid {
+                Some(paid) => budgets.spend_again(world.now, workload, paid),
+                None => budgets.spend(world.now, workload),
+            };
+            spent.err().map(Refusal::Budget)
+        });
+        if let Some(why) = refusal {
+            verdict.declined.push(Declined { what: Mode::Evict, reason, why });
+        } else {
+            let Evict { after: _, grace, leave } = evict;
+            verdict.actions.push(Action::Evict { grace, leave, dry_run: world.dry_run, reason });
+            begun.extend(&container.unit);
         }
     }
     verdict
@@ -188,13 +222,40 @@ pub fn arm(policy: &Policy, mode: Mode, kill_switch: bool, released: bool) -> Op
     policy.on_breach.contain.filter(|_| may)
 }
 
-/// The workloads that breach a limit of egress, for [`Budgets::breaching`]; one may be there more than once.
-pub fn breaching<'a>(watch: &Watch, containers: &'a [Container]) -> impl Iterator<Item = &'a Arc<str>> {
-    let breaches = |container: &&Container| watch.of(container.id).any(|open| open.breach.limit.is_egress());
-    containers.iter().filter(breaches).map(|container| &container.workload)
+/// The containers that breach a limit of egress.
+pub fn breaching<'a>(watch: &Watch, containers: &'a [Container]) -> impl Iterator<Item = &'a Container> {
+    containers.iter().filter(|container| watch.of(container.id).any(|open| open.breach.limit.is_egress()))
+}
+
+impl Safety<'_> {
+    /// Whether a container may be evicted with this leave.
+    fn check(&self, container: &Container, leave: Leave) -> Result<(), Protection> {
+        let Self { nothing, only_pods, protect, wall } = *self;
+        if let Some(why) = nothing {
+            return Err(Protection::Nothing(why.clone()));
+        }
+        match (&container.unit, &container.pod) {
+            // Whether a claim is local to the node is looked up right before the eviction.
+            (_, Some(pod)) => Ok(safety::of_pod(pod, protect, &leave, &[], wall)?),
+            (None, None) if only_pods => Err(Protection::NoPod),
+            (Some(_), None) if only_pods => Err(Protection::UnknownPod),
+            (_, None) => Ok(()),
+        }
+    }
 }
 
 impl World<'_> {
+    /// Why a container must not be evicted, whatever is left of the budgets.
+    fn refuse(&self, container: &Container, leave: Leave) -> Option<Refusal> {
+        if self.kill_switch {
+            return Some(Refusal::KillSwitch);
+        }
+        if let Err(why) = self.safety.check(container, leave) {
+            return Some(Refusal::Protected(why));
+        }
+        self.relapses.is_not_cured(&container.workload).then_some(Refusal::NotCured)
+    }
+
     /// The end of a containment, if it is to end.
     fn release(&self, whom: &Container, contained: Contained) -> Option<Action> {
         let policy = whom.policy.as_ref().and_then(|policy| policy.on_breach.contain);
@@ -281,20 +342,6 @@ impl Release {
             Self::Mode => "mode",
             Self::Policy => "policy",
             Self::Over => "over",
-        }
-    }
-}
-
-impl Refusal {
-    /// The name in metrics and logs.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::KillSwitch => "kill_switch",
-            Self::Protected(_) => "protected",
-            Self::Budget(Refused::Storm) => "storm",
-            Self::Budget(Refused::Node) => "node_budget",
-            Self::Budget(Refused::Workload) => "workload_budget",
         }
     }
 }

@@ -2,18 +2,29 @@ use std::num::NonZeroU64;
 
 use super::*;
 use crate::{
-    budget::Allowance,
-    policy::{BaselineLimit, Budget, Count, EgressLimits, Matcher, OnBreach, Quota, RateLimit, Storm},
-    units::{Rate, Size},
+    budget::{Allowance, Breaching, Refused},
+    policy::{BaselineLimit, Budget, Count, EgressLimits, Matcher, OnBreach, Quota, RateLimit, Storm, WorkloadBudget},
+    units::{Percent, Rate, Size},
     watch::Over,
 };
 
 const S: u64 = 1_000_000_000;
 const A: ContainerId = ContainerId(1);
+/// Seconds since 1970.
+const WALL: i64 = 1_700_000_000;
 const HOW: Containment = Containment::Block;
 const GRACE: Duration = Duration::from_secs(7);
 const CONTAIN: Contain = Contain { how: HOW, length: Duration::from_mins(1) };
-const EVICT: Evict = Evict { after: Duration::from_secs(30), grace: GRACE };
+const EVICT: Evict = Evict { after: Duration::from_secs(30), grace: Some(GRACE), leave: LEAVE };
+const LEAVE: Leave = Leave {
+    unmanaged: false,
+    daemon_sets: false,
+    last_replica: false,
+    min_ready: 1,
+    min_age: Duration::from_mins(1),
+    empty_dir: true,
+    local_volumes: false,
+};
 
 type Change = fn(&mut Node);
 
@@ -26,6 +37,16 @@ struct Node {
     budgets: Budgets,
     policy: Option<Policy>,
     container: Container,
+    relapses: Relapses,
+    nothing: Option<Cow<'static, str>>,
+    only_pods: bool,
+    protect: Protect,
+}
+
+fn allowance(node: Budget, Budget { evictions, per }: Budget, storm: Storm) -> Allowance {
+    let usual = crate::policy::Budgets::default();
+    let workload = WorkloadBudget { evictions, per, ..usual.workload };
+    Allowance { node, workload, cluster: usual.cluster, storm }
 }
 
 impl Node {
@@ -46,15 +67,23 @@ impl Node {
         };
         let one = NonZeroU64::MIN;
         let budget = Budget { evictions: one, per: Duration::from_hours(1) };
-        let storm = Storm { workloads: one.saturating_add(1), per: Duration::from_mins(1) };
+        let storm = Storm {
+            workloads: one.saturating_add(1),
+            pods: Percent::new(30).expect("a part"),
+            per: Duration::from_mins(1),
+        };
         Self {
             now: 100 * S,
             mode: Mode::Evict,
             kill_switch: false,
             watch: Watch::default(),
-            budgets: Budgets::new(Allowance { node: budget, workload: budget, storm }),
+            budgets: Budgets::new(allowance(budget, budget, storm)),
             policy: Some(policy),
             container: container(A, "w"),
+            relapses: Relapses::default(),
+            nothing: None,
+            only_pods: false,
+            protect: Protect::default(),
         }
     }
 
@@ -90,15 +119,23 @@ impl Node {
     }
 
     fn decide(self) -> Verdict {
-        let containers = [Container { policy: self.policy.map(Arc::new), ..self.container }];
-        decide(&World {
+        let policy = self.policy.clone().map(Arc::new);
+        decide(&self.world(&[Container { policy, ..self.container.clone() }]))
+    }
+
+    fn world<'a>(&'a self, containers: &'a [Container]) -> World<'a> {
+        let Self { nothing, only_pods, protect, .. } = self;
+        World {
             now: self.now,
             mode: self.mode,
             kill_switch: self.kill_switch,
             watch: &self.watch,
             budgets: &self.budgets,
-            containers: &containers,
-        })
+            relapses: &self.relapses,
+            dry_run: false,
+            safety: Safety { nothing: nothing.as_ref(), only_pods: *only_pods, protect, wall: WALL },
+            containers,
+        }
     }
 }
 
@@ -107,10 +144,12 @@ fn container(id: ContainerId, workload: &str) -> Container {
         id,
         policy: None,
         workload: workload.into(),
+        unit: None,
+        pod: None,
         contained: None,
         released: None,
         eviction: None,
-        protected: None,
+        paid: None,
     }
 }
 
@@ -127,7 +166,7 @@ fn contain(limit: Limit, since: u64) -> Action {
 }
 
 fn evict(limit: Limit, since: u64) -> Action {
-    Action::Evict { grace: GRACE, reason: reason(limit, since) }
+    Action::Evict { grace: Some(GRACE), leave: LEAVE, dry_run: false, reason: reason(limit, since) }
 }
 
 fn release(since: u64, until: u64, why: Release) -> Action {
@@ -265,42 +304,49 @@ fn what_is_declined_and_why() {
     let cases = [
         (
             "protected",
-            held().with(|n| n.container.protected = Some("it is the agent")),
-            Refusal::Protected("it is the agent"),
+            held().with(|n| n.nothing = Some("there is nobody".into())),
+            Refusal::Protected(Protection::Nothing("there is nobody".into())),
         ),
         ("node_budget", held().with(|n| spent(n, "v")), Refusal::Budget(Refused::Node)),
         (
             "workload_budget",
             held().with(|n| {
-                let storm = Storm { workloads: NonZeroU64::MAX, per: Duration::from_mins(1) };
+                let storm = Storm {
+                    workloads: NonZeroU64::MAX,
+                    pods: Percent::new(100).expect("a part"),
+                    per: Duration::from_mins(1),
+                };
                 let [node, workload] = [2, 1].map(|evictions| Budget {
                     evictions: NonZeroU64::new(evictions).expect("not zero"),
                     per: Duration::from_hours(1),
                 });
-                n.budgets.allow(Allowance { node, workload, storm });
+                n.budgets.allow(allowance(node, workload, storm));
                 spent(n, "w");
             }),
             Refusal::Budget(Refused::Workload),
         ),
         (
             "storm",
-            held().with(|n| assert!(n.budgets.breaching(100 * S, &["w".into(), "v".into()]).is_some())),
+            held().with(|n| {
+                let both = ["w", "v"].map(Arc::from);
+                let both = both.each_ref().map(|workload| Breaching { workload, pod: workload });
+                assert!(n.budgets.breaching(100 * S, 100, both).is_some());
+            }),
             Refusal::Budget(Refused::Storm),
         ),
     ];
     for (name, node, why) in cases {
-        assert_eq!(node.decide(), Verdict { actions: vec![], declined: vec![declined(Mode::Evict, why)] }, "{name}");
         assert_eq!(why.name(), name);
+        assert_eq!(node.decide(), Verdict { actions: vec![], declined: vec![declined(Mode::Evict, why)] }, "{name}");
     }
     // What is protected from eviction is contained all the same.
-    let protected = Node::breached(60, 100).with(|n| n.container.protected = Some("")).decide();
+    let protected = Node::breached(60, 100).with(|n| n.nothing = Some("".into())).decide();
     assert_eq!(protected.actions, [contain(Limit::Rate, 60)]);
 }
 
 #[test]
 fn the_kill_switch_declines_all_and_lifts_what_is() {
-    let why = Refusal::KillSwitch;
-    let both = vec![declined(Mode::Contain, why), declined(Mode::Evict, why)];
+    let both = [Mode::Contain, Mode::Evict].map(|what| declined(what, Refusal::KillSwitch)).to_vec();
     let verdict = Node::breached(60, 100).with(|n| n.kill_switch = true).decide();
     assert_eq!(verdict, Verdict { actions: vec![], declined: both });
     let verdict = Node::breached(60, 100).held(60, 160).with(|n| n.kill_switch = true).decide();
@@ -310,7 +356,7 @@ fn the_kill_switch_declines_all_and_lifts_what_is() {
 #[test]
 fn what_is_left_of_a_budget_goes_to_whoever_breached_first() {
     let node = Node::new().on_breach(None, Some(EVICT));
-    let policy = node.policy.map(Arc::new);
+    let policy = node.policy.clone().map(Arc::new);
     let all: Vec<_> =
         [1, 2, 3].map(|id| Container { policy: policy.clone(), ..container(ContainerId(id), &id.to_string()) }).into();
     let mut watch = Watch::default();
@@ -319,11 +365,10 @@ fn what_is_left_of_a_budget_goes_to_whoever_breached_first() {
             watch.crossed(at * S, ContainerId(id), Limit::Rate, Over { figure: 9.0, allowed: 3.0 });
         }
     }
-    let budgets = &node.budgets;
-    let world = World { now: 100 * S, mode: Mode::Evict, kill_switch: false, watch: &watch, budgets, containers: &all };
-    let Verdict { actions, declined } = decide(&world);
+    let node = Node { watch, ..node };
+    let Verdict { actions, declined } = decide(&node.world(&all));
     assert_eq!(actions.iter().map(Action::container).collect::<Vec<_>>(), [ContainerId(2)]);
-    let refused: Vec<_> = declined.iter().map(|it| (it.reason.container.0, it.why)).collect();
+    let refused: Vec<_> = declined.iter().map(|it| (it.reason.container.0, it.why.clone())).collect();
     assert_eq!(refused, [3, 1].map(|id| (id, Refusal::Budget(Refused::Node))));
 }
 
@@ -361,7 +406,8 @@ fn a_release_lasts_until_the_breaches_of_its_time_are_over() {
 #[test]
 fn a_workload_breaches_by_egress_only() {
     let containers = [container(A, "w"), container(ContainerId(2), "v")];
-    let count = |node: Node| breaching(&node.watch, &containers).map(|workload| &**workload).collect::<Vec<_>>();
+    let count =
+        |node: Node| breaching(&node.watch, &containers).map(|container| &*container.workload).collect::<Vec<_>>();
     assert_eq!(count(Node::breached(1, 1)), ["w"]);
     assert!(count(Node::new().crossed(Limit::Ingress, 1, 1)).is_empty());
 }

@@ -12,10 +12,12 @@ use crate::{
     core::{
         breach::{Breach, ContainerId, Limit},
         budget::Alarm,
+        inventory::PREFIX,
         judge::{Effect, Evicted},
         ledger::Owner,
+        overrides::Bad,
         policy::Count,
-        verdict::{Action, Contained, Declined, Refusal},
+        verdict::{Action, Contained, Declined},
         watch::{Closed, Closing},
     },
     kernel::evidence::Sample,
@@ -36,6 +38,8 @@ const RETRY: u64 = 60_000_000_000;
 
 /// The alert that there are too many breaches.
 const STORM: &str = "EgressEvictionStorm";
+/// The alert that evictions do not cure a workload.
+const NOT_CURED: &str = "RestartDidNotCure";
 
 impl Guard {
     pub(super) fn carry_out(&mut self, effects: Vec<Effect>) {
@@ -60,6 +64,10 @@ impl Guard {
                 }
                 Effect::Alarm(alarm) => {
                     self.alarm(alarm);
+                    continue;
+                }
+                Effect::BadAnnotation { container, bad } => {
+                    self.bad_annotation(container, &bad);
                     continue;
                 }
             };
@@ -169,7 +177,7 @@ impl Guard {
                 info!(container = self.name(id), reason = why.name(), "released");
                 self.metrics.actions.with_label_values(&["release"]).inc();
             }
-            Action::Evict { grace, reason } => {
+            Action::Evict { grace, leave: _, dry_run, reason } => {
                 let Some(owner) = self.owner(id) else { return };
                 let target = Target { cgroup_id: id.0, cgroup_path: owner.path.clone(), labels: owner.labels.clone() };
                 // Kept before it is said and done: an agent that dies in between does not do it twice.
@@ -177,7 +185,7 @@ impl Guard {
                 self.done(reason, Done::Evicted { at: wall(clock::boottime()) });
                 let written = self.keep_now();
                 let (container, limit) = (self.name(id), reason.limit);
-                self.hammer.strike(Blow { target, grace, container, limit }, written);
+                self.hammer.strike(Blow { target, grace, dry_run, container, limit }, written);
             }
         }
     }
@@ -200,11 +208,7 @@ impl Guard {
     fn declined(&self, Declined { what, reason, why }: Declined) {
         let name = why.name();
         self.metrics.declined.with_label_values(&[&what.to_string(), name]).inc();
-        let why = match why {
-            Refusal::Protected(why) => why.to_owned(),
-            Refusal::KillSwitch => "the kill switch is engaged".into(),
-            Refusal::Budget(_) => format!("{name}: there have been enough, or too many breach at once"),
-        };
+        let why = why.to_string();
         let container = self.name(reason.container);
         warn!(container, limit = %reason.limit, reason = name, "its policy says {what}, and it is not done: {why}");
         self.done(reason, Done::Nothing { why });
@@ -213,22 +217,39 @@ impl Guard {
     fn alarm(&mut self, alarm: Alarm) {
         let now = wall(clock::boottime()).0;
         match alarm {
-            Alarm::Storm { workloads } => {
+            Alarm::Storm { workloads, pods, of } => {
                 let said = format!(
-                    "{workloads} workloads breach their limits at once: nothing is evicted until it has been quiet for \
-                     10 minutes. Either the limits are wrong (see `guard-agent simulate`), or the node is lost: look at it"
+                    "{workloads} workloads ({pods} of {of} pods) breach their limits at once: nothing is evicted until it \
+                     has been quiet for 10 minutes, or until `guard-agent resume`. Either the limits are wrong (see \
+                     `guard-agent simulate`), or the node is lost: look at it"
                 );
                 error!("{said}");
                 let alert = self.voice.alert(|node| Alert::new(STORM, "critical", node, &said, now));
                 self.voice.storm = alert;
             }
             Alarm::Calm => {
-                warn!("it has been quiet for 10 minutes: evictions may take place again");
+                warn!("the storm is over: evictions may take place again");
                 if let Some(alert) = self.voice.storm.take() {
                     self.voice.alert(|_| alert.resolved(now));
                 }
             }
+            Alarm::NotCured { workload } => {
+                let said = format!(
+                    "{workload} was evicted more than once and breaches its limits again: it is not evicted any more until \
+                     it has been without a breach for an hour, only contained. A fresh start does not cure it: look at its \
+                     image, and at what it is told to do"
+                );
+                error!("{said}");
+                self.voice.alert(|node| Alert::new(NOT_CURED, "critical", node, &said, now));
+            }
         }
+        self.metrics.storm.set(self.judge.storm().into());
+    }
+
+    /// An annotation of a pod is not followed.
+    fn bad_annotation(&self, id: ContainerId, Bad { key, value, why }: &Bad) {
+        let container = self.name(id);
+        warn!(container, annotation = format!("{PREFIX}{key}"), value, "not followed, the file's policy holds: {why}");
     }
 
     /// An eviction has ended.
@@ -237,10 +258,12 @@ impl Guard {
         let (how, why_not) = match outcome {
             Outcome::Done { .. } | Outcome::Gone => (Evicted::Done, None),
             Outcome::Protected(why) => (Evicted::Untouched { retry_at: u64::MAX }, Some(why.to_string())),
+            Outcome::DryRun => (Evicted::Done, Some("dryRun is true in the configuration".into())),
             Outcome::KillSwitch => (Evicted::Broken { retry_at }, Some("the kill switch is engaged".into())),
             Outcome::Failed(error) => (Evicted::Broken { retry_at }, Some(error.to_string())),
         };
-        self.judge.evicted(ContainerId(target.cgroup_id), how);
+        let effects = self.judge.evicted(clock::boottime(), ContainerId(target.cgroup_id), how);
+        self.carry_out(effects);
         drop(self.keep_now());
         let noted = why_not.and_then(|why| self.voice.breaches.not_evicted(target.cgroup_id, &why));
         if let Some(report) = noted {

@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::keep::Written;
 use crate::{
-    core::breach::Limit,
+    core::{breach::Limit, judge::Means},
     kernel::kill_switch::KillSwitch,
     orchestrator::local::{Local, Outcome, Target},
     snapshot::Snapshot,
@@ -19,6 +19,9 @@ use crate::{
 /// Why nothing is evicted without an orchestrator.
 pub const NONE: &str = "there is no orchestrator that would start it afresh (--orchestrator none)";
 
+/// How long a container is left to end by itself if its policy does not say.
+const GRACE: Duration = Duration::from_secs(10);
+
 /// An eviction that has ended.
 pub type Struck = (Target, Outcome);
 
@@ -26,7 +29,10 @@ pub type Struck = (Target, Outcome);
 #[derive(Debug)]
 pub(super) struct Blow {
     pub(super) target: Target,
-    pub(super) grace: Duration,
+    /// `None`: [`GRACE`].
+    pub(super) grace: Option<Duration>,
+    /// Nothing is to be evicted.
+    pub(super) dry_run: bool,
     /// Its name, for the log.
     pub(super) container: String,
     pub(super) limit: Limit,
@@ -52,9 +58,9 @@ impl Hammer {
         (Self { local, kill_switch, snapshots, struck }, ended)
     }
 
-    /// Why nothing is ever evicted, if so.
-    pub fn protection(&self) -> Option<&'static str> {
-        self.local.is_none().then_some(NONE)
+    /// What evictions can be of.
+    pub fn means(&self) -> Means {
+        Means { only_pods: false, nothing: self.local.is_none().then_some(NONE.into()) }
     }
 
     /// Begins an eviction, once it is `kept` that it is begun.
@@ -65,10 +71,15 @@ impl Hammer {
         tokio::spawn(async move {
             // Not kept is said already, and the budget is still in memory.
             let _done = kept.await;
-            let Blow { target, grace, container, limit } = blow;
-            warn!(container, %limit, ?grace, "evicting");
+            let Blow { target, grace, dry_run, container, limit } = blow;
+            let grace = grace.unwrap_or(GRACE);
+            warn!(container, %limit, ?grace, dry_run, "evicting");
             let begun = SystemTime::now();
-            let outcome = local.evict(&target, grace, || kill_switch.engaged()).await;
+            let outcome = if dry_run {
+                local.dry_run(&target)
+            } else {
+                local.evict(&target, grace, || kill_switch.engaged()).await
+            };
             let replaced = matches!(outcome, Outcome::Done { .. } | Outcome::Gone);
             // The guard goes only with the process.
             let _sent = struck.send((target.clone(), outcome));

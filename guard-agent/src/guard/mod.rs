@@ -158,7 +158,7 @@ impl Guard {
             spare_failed: false,
             metrics,
             snapshots,
-            judge: Judge::new(Settings::from(config), hammer.protection()),
+            judge: Judge::new(Settings::from(config), hammer.means()),
             seen: HashMap::new(),
             evidence: Default::default(),
             outlive_agent: config.containment.outlive_agent,
@@ -168,6 +168,7 @@ impl Guard {
             hammer,
             keeper,
         };
+        guard.judge.wall_clock(clock::wall_ahead());
         if let Some(remembered) = remembered {
             guard.remember(remembered);
         }

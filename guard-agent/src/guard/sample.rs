@@ -50,6 +50,7 @@ impl Guard {
             .metered()
             .map(|(slot, owner, ..)| (ContainerId(owner.cgroup_id), self.ledger.moved(slot)))
             .collect();
+        self.judge.wall_clock(clock::wall_ahead());
         let effects = self.judge.sample(now, nanos, moved);
         self.carry_out(effects);
         self.order_all();

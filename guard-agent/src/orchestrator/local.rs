@@ -47,6 +47,8 @@ pub enum Outcome {
     Gone,
     /// The agent or the system itself would have been hit.
     Protected(Protection),
+    /// Nothing was to be evicted.
+    DryRun,
     /// The kill switch is engaged. Processes that had SIGTERM before it was may have gone.
     KillSwitch,
     /// It could not be done, or not to the end.
@@ -112,6 +114,7 @@ impl Outcome {
             Self::Done { .. } => "done",
             Self::Gone => "gone",
             Self::Protected(_) => "protected",
+            Self::DryRun => "dry_run",
             Self::KillSwitch => "kill_switch",
             Self::Failed(_) => "failed",
         }
@@ -123,7 +126,7 @@ impl Local {
     pub fn new(root: PathBuf) -> Result<Self, prometheus::Error> {
         let evictions = Opts::new("egress_guard_evictions_total", "Evictions that were begun, by how they ended.");
         let evictions = IntCounterVec::new(evictions, &["result"])?;
-        for result in ["done", "gone", "protected", "kill_switch", "failed"] {
+        for result in ["done", "gone", "protected", "dry_run", "kill_switch", "failed"] {
             evictions.with_label_values(&[result]);
         }
         let help = "Time from an eviction to the fresh container's meter.";
@@ -142,16 +145,27 @@ impl Local {
     pub async fn evict(&self, target: &Target, grace: Duration, kill_switch: impl Fn() -> bool) -> Outcome {
         let begun = time::Instant::now();
         let outcome = self.try_evict(target, grace, kill_switch).await.unwrap_or_else(Outcome::Failed);
+        self.tell(target, &outcome, begun.elapsed());
+        outcome
+    }
+
+    /// Says and counts an eviction that is not to take place.
+    pub fn dry_run(&self, target: &Target) -> Outcome {
+        self.tell(target, &Outcome::DryRun, Duration::ZERO);
+        Outcome::DryRun
+    }
+
+    fn tell(&self, target: &Target, outcome: &Outcome, took: Duration) {
         self.evictions.with_label_values(&[outcome.name()]).inc();
-        let (cgroup, took) = (&target.cgroup_path, begun.elapsed());
-        match &outcome {
+        let cgroup = &target.cgroup_path;
+        match outcome {
             Outcome::Done { killed } => info!(%cgroup, killed, ?took, "evicted"),
             Outcome::Gone => info!(%cgroup, "not evicted: the container is gone already"),
             Outcome::Protected(why) => warn!(%cgroup, "not evicted: {why}"),
+            Outcome::DryRun => warn!(%cgroup, "not evicted: dryRun is true in the configuration"),
             Outcome::KillSwitch => warn!(%cgroup, "not evicted, or not to the end: the kill switch is engaged"),
             Outcome::Failed(error) => error!(%cgroup, "not evicted: {error}"),
         }
-        outcome
     }
 
     async fn try_evict(
@@ -218,7 +232,9 @@ mod tests {
         let registry = prometheus::Registry::new();
         local.collectors().into_iter().for_each(|metric| registry.register(metric).expect("a new metric"));
         let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
-        for (result, count) in [("done", 0), ("gone", 0), ("protected", 0), ("kill_switch", 0), ("failed", 1)] {
+        for (result, count) in
+            [("done", 0), ("gone", 0), ("protected", 0), ("dry_run", 0), ("kill_switch", 0), ("failed", 1)]
+        {
             let line = format!("egress_guard_evictions_total{{result=\"{result}\"}} {count}\n");
             assert!(text.contains(&line), "no {line} in {text}");
         }

@@ -45,7 +45,12 @@ pub fn json(report: &Report, config: &Config) -> Value {
         "containers": report.containers.iter().map(container).collect::<Vec<_>>(),
         "policies": sums(report, config).iter().map(|(name, sum)| policy(*name, sum)).collect::<Vec<_>>(),
         "alarms": report.alarms.iter().map(|(at, alarm)| match alarm {
-            Alarm::Storm { workloads } => json!({"at": time(report, *at), "alarm": "storm", "workloads": workloads}),
+            Alarm::Storm { workloads, .. } => {
+                json!({"at": time(report, *at), "alarm": "storm", "workloads": workloads})
+            }
+            Alarm::NotCured { workload } => {
+                json!({"at": time(report, *at), "alarm": "not_cured", "workload": &**workload})
+            }
             Alarm::Calm => json!({"at": time(report, *at), "alarm": "calm"}),
         }).collect::<Vec<_>>(),
     })

@@ -96,7 +96,8 @@ impl<'de> Deserialize<'de> for RateLimit {
     }
 }
 
-fn bucket(rate: Rate, burst: Option<Size>) -> RateLimit {
+/// A rate limit, with the usual burst if none is said.
+pub(crate) fn bucket(rate: Rate, burst: Option<Size>) -> RateLimit {
     let usual = || Size::new(rate.bytes_per_second().saturating_mul(BURST).max(LEAST_BURST));
     RateLimit { rate, burst: burst.or_else(usual).expect("more than zero") }
 }

@@ -7,6 +7,7 @@ use crate::{
         BaselineLimit, Contain, Containment, Count, EgressLimits, Evict, Mode, OnBreach, Policy, Quota, RateLimit,
         Subject,
     },
+    safety::Leave,
     units::{Rate, Size},
 };
 
@@ -43,7 +44,11 @@ fn the_example_is_read_to_the_last_key() {
     };
     let actions = OnBreach {
         contain: Some(Contain { how: Containment::Throttle(rate(1 << 20)), length: Duration::from_mins(10) }),
-        evict: Some(Evict { after: Duration::from_secs(30), grace: Duration::from_secs(10) }),
+        evict: Some(Evict {
+            after: Duration::from_secs(30),
+            grace: Some(Duration::from_secs(10)),
+            leave: Leave::default(),
+        }),
     };
     assert_eq!((*count, egress, on_breach), (Count::External, &limits, &actions));
     assert_eq!(*ingress, Some(RateLimit { rate: rate(200 << 20), burst: size(2000 << 20) }));
@@ -51,7 +56,11 @@ fn the_example_is_read_to_the_last_key() {
     let holds = |namespace: &str, pod: &str, container: &str, label: (&str, &str)| {
         let names = Labels { namespace: namespace.into(), pod: pod.into(), container: container.into() };
         let labels = [(label.0.to_owned(), label.1.to_owned())].into();
-        config.policies.of(&Subject { names, labels }).map(|policy| policy.name.clone()).expect("the default at least")
+        config
+            .policies
+            .of(&Subject { names, labels, ..Subject::default() })
+            .map(|policy| policy.name.clone())
+            .expect("the default at least")
     };
     assert_eq!(holds("batch-eu", "load-7", "main", ("app", "loader")), "loaders");
     assert_eq!(holds("batch-eu", "load-7", "main", ("app", "other")), "default");
@@ -65,7 +74,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(policy(", count: all").count, Count::All);
     assert_eq!((policy("").egress.clone(), policy("").ingress), (EgressLimits::default(), None));
     let evict = policy(", egress: {rate: 1MB/s}, onBreach: {evict: {after: 0s}}").on_breach.evict;
-    assert_eq!(evict, Some(Evict { after: Duration::ZERO, grace: Duration::from_secs(10) }));
+    assert_eq!(evict, Some(Evict { after: Duration::ZERO, grace: None, leave: Leave::default() }));
     let contain = policy(", egress: {rate: 1MB/s}, onBreach: {contain: {block: true, for: 90s}}").on_breach.contain;
     assert_eq!(contain, Some(Contain { how: Containment::Block, length: Duration::from_secs(90) }));
     // What the rate lets through in 10 s, but never less than a super-packet.

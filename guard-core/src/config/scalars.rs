@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use super::Meters;
 use crate::{
     policy::{Count, Globs, Mode},
-    units::{Rate, Size, duration},
+    units::{Percent, Rate, Size, duration},
 };
 
 /// How many meters a node may have at most: the kernel's per-CPU counters of this many take 8 MiB for each CPU.
@@ -38,7 +38,7 @@ pub(crate) fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(yaml: D) -> R
 }
 
 /// A value that is read as text and parsed, so that the error can say what is expected.
-fn scalar<'de, D: Deserializer<'de>, T>(
+pub(super) fn scalar<'de, D: Deserializer<'de>, T>(
     yaml: D,
     expected: &str,
     parse: impl Fn(&str) -> Option<T>,
@@ -57,7 +57,7 @@ pub(crate) fn required<'de, D: Deserializer<'de>, T: Deserialize<'de>>(yaml: D) 
 }
 
 /// Yes or no.
-pub(super) fn truth<'de, D: Deserializer<'de>>(yaml: D) -> Result<bool, D::Error> {
+pub(crate) fn truth<'de, D: Deserializer<'de>>(yaml: D) -> Result<bool, D::Error> {
     bool::deserialize(yaml).map_err(|_| D::Error::custom("expected true or false"))
 }
 
@@ -102,22 +102,27 @@ impl<'de> Deserialize<'de> for Count {
 
 impl<'de> Deserialize<'de> for Globs {
     fn deserialize<D: Deserializer<'de>>(yaml: D) -> Result<Self, D::Error> {
-        struct Pattern(Glob);
-        impl<'de> Deserialize<'de> for Pattern {
-            fn deserialize<D: Deserializer<'de>>(yaml: D) -> Result<Self, D::Error> {
-                let expected = "a pattern like batch-*, load-[0-9] or {one,two}";
-                let text = text(yaml, expected)?;
-                compilable(&text).map_err(D::Error::custom)?;
-                let glob = Glob::new(&text).ok().filter(|_| !text.is_empty());
-                glob.map(Self).ok_or_else(|| D::Error::custom(format!("{text:?} is not {expected}")))
-            }
-        }
-        let patterns = Vec::<Pattern>::deserialize(yaml)?;
-        if patterns.is_empty() {
-            return Err(D::Error::custom("an empty list matches nothing: leave the key out to match everything"));
-        }
-        Ok(Self::new(patterns.into_iter().map(|Pattern(glob)| glob)))
+        globs(yaml, "an empty list matches nothing: leave the key out to match everything")
     }
+}
+
+/// Patterns, at least one. `empty`: what is said if there is none.
+pub(super) fn globs<'de, D: Deserializer<'de>>(yaml: D, empty: &str) -> Result<Globs, D::Error> {
+    struct Pattern(Glob);
+    impl<'de> Deserialize<'de> for Pattern {
+        fn deserialize<D: Deserializer<'de>>(yaml: D) -> Result<Self, D::Error> {
+            let expected = "a pattern like batch-*, load-[0-9] or {one,two}";
+            let text = text(yaml, expected)?;
+            compilable(&text).map_err(D::Error::custom)?;
+            let glob = Glob::new(&text).ok().filter(|_| !text.is_empty());
+            glob.map(Self).ok_or_else(|| D::Error::custom(format!("{text:?} is not {expected}")))
+        }
+    }
+    let patterns = Vec::<Pattern>::deserialize(yaml)?;
+    if patterns.is_empty() {
+        return Err(D::Error::custom(empty));
+    }
+    Ok(Globs::new(patterns.into_iter().map(|Pattern(glob)| glob)))
 }
 
 fn compilable(pattern: &str) -> Result<(), String> {
@@ -148,10 +153,27 @@ pub(crate) fn whole<'de, const MIN: u64, D: Deserializer<'de>>(yaml: D) -> Resul
     })
 }
 
+/// A whole number of any size that there are pods.
+pub(super) fn number<'de, D: Deserializer<'de>>(yaml: D) -> Result<u32, D::Error> {
+    scalar(yaml, "a whole number", |text: &str| text.parse().ok())
+}
+
+/// A part of a whole.
+pub(crate) fn percent<'de, D: Deserializer<'de>>(yaml: D) -> Result<Percent, D::Error> {
+    text(yaml, "a part from 1% to 100%, like 25%")?.parse().map_err(D::Error::custom)
+}
+
+/// What a factor is, for errors.
+pub(crate) const FACTOR: &str = "a number above 1, like 100";
+
 /// How many times the normal is too much.
+pub(crate) fn parse_factor(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|factor: &f64| factor.is_finite() && *factor > 1.0)
+}
+
+/// As [`parse_factor`].
 pub(crate) fn factor<'de, D: Deserializer<'de>>(yaml: D) -> Result<f64, D::Error> {
-    let parse = |text: &str| text.parse().ok().filter(|factor: &f64| factor.is_finite() && *factor > 1.0);
-    scalar(yaml, "a number above 1, like 100", parse)
+    scalar(yaml, FACTOR, parse_factor)
 }
 
 /// The name of a policy.
@@ -163,12 +185,13 @@ pub(super) fn name<'de, D: Deserializer<'de>>(yaml: D) -> Result<String, D::Erro
 
 /// The size of a bucket.
 pub(super) fn burst<'de, D: Deserializer<'de>>(yaml: D) -> Result<Option<Size>, D::Error> {
-    let burst = Size::deserialize(yaml)?;
-    if burst.bytes() < LEAST_BURST {
-        let least = "it must be at least 64KiB, the size of the largest packet that the kernel hands over at once";
-        return Err(D::Error::custom(least));
-    }
-    Ok(Some(burst))
+    large_enough(Size::deserialize(yaml)?).map(Some).map_err(D::Error::custom)
+}
+
+/// A size that a bucket may have.
+pub(crate) fn large_enough(burst: Size) -> Result<Size, &'static str> {
+    let least = "it must be at least 64KiB, the size of the largest packet that the kernel hands over at once";
+    if burst.bytes() < LEAST_BURST { Err(least) } else { Ok(burst) }
 }
 
 /// Where alerts go. What is refused is not shown: it may hold a secret.
@@ -215,7 +238,7 @@ pub(super) fn cidrs<'de, D: Deserializer<'de>>(yaml: D) -> Result<Vec<IpNet>, D:
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct MetersText {
-    #[serde(deserialize_with = "globs")]
+    #[serde(deserialize_with = "extra")]
     extra: (GlobSet, Vec<String>),
     #[serde(deserialize_with = "meters_max")]
     max: u32,
@@ -243,7 +266,7 @@ pub fn extra_globs(patterns: &[String]) -> Result<GlobSet, globset::Error> {
     set.build()
 }
 
-fn globs<'de, D: Deserializer<'de>>(yaml: D) -> Result<(GlobSet, Vec<String>), D::Error> {
+fn extra<'de, D: Deserializer<'de>>(yaml: D) -> Result<(GlobSet, Vec<String>), D::Error> {
     let patterns = Vec::<String>::deserialize(yaml)?;
     patterns.iter().try_for_each(|pattern| compilable(pattern)).map_err(D::Error::custom)?;
     let set = extra_globs(&patterns).map_err(|error| D::Error::custom(format!("not a pattern: {error}")))?;

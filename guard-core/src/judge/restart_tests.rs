@@ -2,7 +2,7 @@ use super::*;
 
 #[test]
 fn a_restarted_agent_goes_on_with_the_breaches_of_all_containers_that_are_there() {
-    let mut earlier = Judge::new(settings(|text| text.replace("onBreach", "# onBreach")), None);
+    let mut earlier = Judge::new(settings(|text| text.replace("onBreach", "# onBreach")), Means::default());
     let [c, d] = [3, 4].map(ContainerId);
     for (id, pod) in [(A, "a"), (B, "b"), (c, "a"), (d, "b")] {
         appear(&mut earlier, 0, id, pod);
@@ -51,7 +51,7 @@ fn an_eviction_whose_agent_died_is_neither_repeated_nor_forgotten() {
         cross(&mut judge, 1, A);
         assert_eq!(press(&mut judge, 2..=31, A), [evict(rate(A, 1))]);
         if let Some(how) = how {
-            judge.evicted(A, how);
+            judge.evicted(34 * S, A, how);
         }
         let mut judge = restart(&restart(&judge, 33), 33);
         appear(&mut judge, 34, A, "a");
@@ -59,11 +59,11 @@ fn an_eviction_whose_agent_died_is_neither_repeated_nor_forgotten() {
         judge.settled(34 * S);
         // It was paid for.
         let spent = judge.budgets.clone().spend(34 * S, &"a".into());
-        assert_eq!(spent, Err(Refused::Workload), "{how:?}");
+        assert_eq!(spent.map(|_| ()), Err(Refused::Workload), "{how:?}");
         let more = settings(|text| text.replace("evictions: 1", "evictions: 2").replace("for: 1m", "for: 1h"));
         assert_eq!(judge.reload(34 * S, more), []);
         // Nobody is left to tell how it ended.
-        judge.evicted(A, Evicted::Untouched { retry_at: 0 });
+        judge.evicted(34 * S, A, Evicted::Untouched { retry_at: 0 });
         let again = (35..200).find(|&now| press(&mut judge, now..=now, A) == [evict(rate(A, 1))]);
         assert_eq!(again, expected, "{how:?}");
     }
@@ -74,16 +74,16 @@ fn after_a_reboot_and_of_what_cannot_be_used_nothing_is_taken_over() {
     let mut earlier = judge();
     cross(&mut earlier, 1, A);
     assert_eq!(press(&mut earlier, 2..=40, A), [evict(rate(A, 1))]);
-    let mut rebooted = Judge::new(settings(|text| text), None);
+    let mut rebooted = Judge::new(settings(|text| text), Means::default());
     assert_eq!(rebooted.restore(2 * S, earlier.save(), false), [""; 0]);
     appear(&mut rebooted, 2, A, "a");
     assert_eq!((rebooted.open().count(), rebooted.contained_now(A)), (0, None));
-    assert_eq!(rebooted.budgets.spend(3 * S, &"a".into()), Ok(()));
+    assert!(rebooted.budgets.spend(3 * S, &"a".into()).is_ok());
     // Instants that are yet to come.
-    let mut judge = Judge::new(settings(|text| text), None);
+    let mut judge = Judge::new(settings(|text| text), Means::default());
     let lost = judge.restore(2 * S, earlier.save(), true);
     let begin = lost.iter().map(|lost| lost.split(':').next().expect("a text")).collect::<Vec<_>>();
-    assert_eq!(begin, ["the open breaches", "the evictions that were"]);
+    assert_eq!(begin, ["the open breaches", "the evictions that were", "the evictions that were underway"]);
     // What nobody asked for until all have appeared is forgotten.
     let mut judge = restart(&earlier, 41);
     judge.settled(41 * S);

@@ -4,12 +4,16 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Judge, Known};
+use super::{
+    Judge, Known,
+    attempts::{self, Attempts},
+};
 use crate::{
     breach::ContainerId,
     budget::{self, Budgets},
     detect::{self, Detector},
     policy::Containment,
+    relapse::{self, Relapses},
     units::Rate,
     verdict::{Contained, Container, Eviction},
     watch::{self, Watch},
@@ -23,6 +27,11 @@ pub struct Saved {
     watch: watch::Saved,
     budgets: budget::Saved,
     containers: BTreeMap<u64, SavedContainer>,
+    // Agents before this one did not keep these.
+    #[serde(default)]
+    evictions: Vec<attempts::Saved>,
+    #[serde(default)]
+    relapses: relapse::Saved,
 }
 
 /// What is kept of a container.
@@ -30,7 +39,9 @@ pub struct Saved {
 #[serde(deny_unknown_fields)]
 pub(super) struct SavedContainer {
     pub(super) released: Option<u64>,
-    pub(super) eviction: Option<Eviction>,
+    /// Of an agent that did not keep `evictions` on their own.
+    #[serde(skip_serializing)]
+    eviction: Option<Eviction>,
     contained: Option<SavedContained>,
 }
 
@@ -55,12 +66,7 @@ impl SavedContainer {
 
 impl From<&Known> for SavedContainer {
     fn from(known: &Known) -> Self {
-        let Container { released, eviction, contained, .. } = known.facts;
-        // Nobody will tell the next agent how it ended. It may have been begun: it is paid for, and not soon tried again.
-        let eviction = eviction.map(|eviction| match eviction {
-            Eviction::Underway => Eviction::Failed { retry_at: known.overdue_at },
-            ended => ended,
-        });
+        let Container { released, contained, .. } = known.facts;
         let contained = contained.map(|Contained { how, since, until }| {
             let throttle = match how {
                 Containment::Throttle(rate) => Some(rate.bytes_per_second()),
@@ -68,7 +74,7 @@ impl From<&Known> for SavedContainer {
             };
             SavedContained { throttle, since, until }
         });
-        Self { released, eviction, contained }
+        Self { released, eviction: None, contained }
     }
 }
 
@@ -83,17 +89,19 @@ impl Judge {
             watch: self.watch.save(),
             budgets: self.budgets.save(),
             containers: known.chain(kept).filter(|(_, kept)| *kept != SavedContainer::default()).collect(),
+            evictions: self.attempts.save(),
+            relapses: self.relapses.save(),
         }
     }
 
     /// Goes on. After a reboot (not `same_boot`) only what is normal for the workloads is still true. Returns what could
     /// not be used, in words.
     ///
-    /// To be told then, before anything else: whether the kill switch is engaged; of each container that is there, that
+    /// To be told then, before anything else: [the wall clock](Judge::wall_clock); whether the kill switch is engaged; of each container that is there, that
     /// it [appeared](Judge::appeared), and what the kernel says of [its containment](Judge::contained); and that it
     /// [settled](Judge::settled).
     pub fn restore(&mut self, now: u64, saved: Saved, same_boot: bool) -> Vec<String> {
-        let Saved { detector, watch, budgets, containers } = saved;
+        let Saved { detector, watch, budgets, containers, evictions, relapses } = saved;
         self.detector = Detector::restore(detector, same_boot);
         if !same_boot {
             return vec![];
@@ -106,6 +114,22 @@ impl Judge {
         match Budgets::restore(now, budgets, self.settings.allowance) {
             Ok(budgets) => self.budgets = budgets,
             Err(error) => lost.push(format!("the evictions that were: {error}")),
+        }
+        match Relapses::restore(now, relapses) {
+            Ok(relapses) => self.relapses = relapses,
+            Err(error) => lost.push(format!("whom evictions did not cure: {error}")),
+        }
+        match Attempts::restore(now, evictions) {
+            Ok(attempts) => self.attempts = attempts,
+            Err(error) => lost.push(format!("the evictions that were underway: {error}")),
+        }
+        for (id, container) in &containers {
+            if let Some(state) = container.eviction {
+                self.attempts.adopt(ContainerId(*id), state);
+            }
+        }
+        if !self.settings.dry_run {
+            self.attempts.forget_dry(&mut self.budgets);
         }
         self.kept = containers.into_iter().map(|(id, container)| (ContainerId(id), container)).collect();
         lost

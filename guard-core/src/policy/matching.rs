@@ -153,7 +153,8 @@ mod tests {
 
     fn subject([namespace, pod, container, labelled]: [&str; 4]) -> Subject {
         let [namespace, pod, container] = [namespace, pod, container].map(ToOwned::to_owned);
-        Subject { names: Labels { namespace, pod, container }, labels: labels(labelled) }
+        let names = Labels { namespace, pod, container };
+        Subject { names, labels: labels(labelled), ..Subject::default() }
     }
 
     fn policy(name: &str, matcher: Matcher) -> Arc<Policy> {

@@ -5,6 +5,7 @@ use std::fmt;
 use humantime::format_duration;
 
 use super::{BaselineLimit, Contain, Containment, Count, Evict, Globs, Matcher, Mode, Quota, RateLimit};
+use crate::safety::Leave;
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -73,6 +74,36 @@ impl fmt::Display for Containment {
 
 impl fmt::Display for Evict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "evict after {}, with {} to end", format_duration(self.after), format_duration(self.grace))
+        let Self { after, grace, leave } = self;
+        write!(f, "evict after {}", format_duration(*after))?;
+        if let Some(grace) = grace {
+            write!(f, ", with {} to end", format_duration(*grace))?;
+        }
+        write!(f, "{leave}")
+    }
+}
+
+/// What differs from the default.
+impl fmt::Display for Leave {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let usual = Self::default();
+        let Self { unmanaged, daemon_sets, last_replica, min_ready, min_age, empty_dir, local_volumes } = *self;
+        let flags = [
+            ("unmanaged", unmanaged, usual.unmanaged),
+            ("daemonSets", daemon_sets, usual.daemon_sets),
+            ("lastReplica", last_replica, usual.last_replica),
+            ("emptyDir", empty_dir, usual.empty_dir),
+            ("localVolumes", local_volumes, usual.local_volumes),
+        ];
+        for (key, value, _) in flags.into_iter().filter(|(_, value, usual)| value != usual) {
+            write!(f, ", {key}: {value}")?;
+        }
+        if min_ready != usual.min_ready {
+            write!(f, ", minReady: {min_ready}")?;
+        }
+        if min_age != usual.min_age {
+            write!(f, ", minAge: {}", format_duration(min_age))?;
+        }
+        Ok(())
     }
 }

@@ -153,7 +153,7 @@ impl Fields<'_> {
         while !self.0.is_empty() {
             labels.insert(self.text()?, self.text()?);
         }
-        Ok(Container { id, subject: Subject { names, labels }, workload, totals })
+        Ok(Container { id, subject: Subject { names, labels, ..Subject::default() }, workload, totals })
     }
 }
 

@@ -92,7 +92,8 @@ impl Writer {
 }
 
 fn put_container(container: &Container, out: &mut Vec<u8>) {
-    let Container { id, subject: Subject { names, labels }, workload, totals } = container;
+    // Annotations are not recorded: what they change is tried out in the file.
+    let Container { id, subject: Subject { names, labels, annotations: _ }, workload, totals } = container;
     let Labels { namespace, pod, container } = names;
     out.push(APPEARS);
     put_number(id.0, out);
