@@ -7,17 +7,17 @@ use std::{
     fmt,
 };
 
-use serde::Serialize;
-
 use self::checks::Judged;
+pub use self::row::{Check, Finding, Row, Verdict};
 use crate::{
     identity::Labels,
     inventory::{Controller, Phase, Pod, Workload},
     policy::{Policies, Subject},
-    safety::{self, Leave, Protect, Unsafe},
+    safety::{self, Leave, Protect},
 };
 
 mod checks;
+mod row;
 
 /// What there is, as an API server told of it.
 #[derive(Clone, Debug, Default)]
@@ -26,9 +26,9 @@ pub struct Cluster {
     pub owners: Vec<Owner>,
     /// All pods.
     pub pods: Vec<Facts>,
-    /// All PodDisruptionBudgets.
+    /// All `PodDisruptionBudget`s.
     pub budgets: Vec<Budget>,
-    /// Namespaces and names of those PersistentVolumeClaims whose data is local to a node, or whose whereabouts cannot be
+    /// Each PersistentVolumeClaim, by namespace and name, whose data is local to a node, or whose whereabouts cannot be
     /// known.
     pub local: BTreeSet<(String, String)>,
 }
@@ -61,7 +61,7 @@ pub struct Facts {
     pub node: String,
     /// All its containers but the ephemeral ones.
     pub containers: Vec<Container>,
-    /// The names of the PodDisruptionBudgets of its namespace that select it.
+    /// The names of the `PodDisruptionBudget`s of its namespace that select it.
     pub budgets: Vec<String>,
 }
 
@@ -91,7 +91,7 @@ pub enum Bound {
     MemoryLimit,
 }
 
-/// A PodDisruptionBudget.
+/// A `PodDisruptionBudget`.
 #[derive(Clone, Debug, Default)]
 pub struct Budget {
     /// Its namespace.
@@ -119,76 +119,6 @@ pub struct Rules {
     pub protect: Protect,
     /// The policies that evict, and what they give leave for. `None`: as if one evicted every pod and gave no leave.
     pub policies: Option<Policies>,
-}
-
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// Nothing speaks against an eviction.
-    Ok,
-    /// It is never evicted, so nothing else is looked at.
-    Protected,
-    /// It may be evicted; what is said would make that safer.
-    Risk,
-    /// An eviction would be an outage or lose data, or can never succeed. The agent declines the former two, unless there
-    /// is leave.
-    Unsafe,
-}
-
-/// What is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Check {
-    /// Whether it may be evicted at all.
-    Protection,
-    /// Somebody makes another.
-    Controller,
-    /// Others are ready meanwhile.
-    Replicas,
-    /// Exactly one PodDisruptionBudget selects it, which allows an eviction now.
-    Budget,
-    /// No data stays behind on the node or is lost.
-    Volumes,
-    /// The pods are on more than one node.
-    Spread,
-    /// It has time to end by itself, and not too much.
-    Grace,
-    /// Requests and limits for CPU and memory.
-    Resources,
-    /// The root file systems are read-only.
-    RootFilesystem,
-    /// The images are pinned by digest.
-    Image,
-}
-
-/// What a check has found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// What was looked at.
-    pub check: Check,
-    /// How bad it is.
-    pub verdict: Verdict,
-    /// The agent declines to evict for this reason: [`Unsafe::name`].
-    pub declined: Option<&'static str>,
-    /// What is so.
-    pub reason: String,
-    /// What to do about it; empty if it is well.
-    pub remedy: String,
-}
-
-/// What is found of a workload.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Row {
-    /// Whose pods.
-    #[serde(flatten)]
-    pub workload: Workload,
-    /// The worst of the findings'.
-    pub verdict: Verdict,
-    /// How many pods there are that neither have ended nor are terminating. Without one, the template is judged.
-    pub pods: usize,
-    /// A finding of each check, or several; the worst first.
-    pub findings: Vec<Finding>,
 }
 
 /// All workloads by namespace, kind and name. Left out is what has ended: finished Jobs, pods that nobody starts again.
@@ -314,8 +244,8 @@ impl Rules {
         let leaves = pod.containers.iter().filter_map(|container| {
             let names =
                 Labels { namespace: pod.namespace.clone(), pod: pod.name.clone(), container: container.name.clone() };
-            let policy = policies.of(&Subject { names, labels: pod.labels.clone() })?;
-            policy.on_breach.evict.as_ref().map(|_| Leave::default())
+            let policy = policies.of(&Subject { names, labels: pod.labels.clone(), annotations: BTreeMap::new() })?;
+            policy.on_breach.evict.map(|evict| evict.leave)
         });
         leaves.reduce(strictest)
     }
@@ -331,57 +261,6 @@ fn strictest(a: Leave, b: Leave) -> Leave {
         min_age: min_age.max(b.min_age),
         empty_dir: empty_dir && b.empty_dir,
         local_volumes: local_volumes && b.local_volumes,
-    }
-}
-
-impl Row {
-    fn new(workload: Workload, pods: usize, mut findings: Vec<Finding>) -> Self {
-        findings.sort_by_key(|finding| (std::cmp::Reverse(finding.verdict), finding.check));
-        let verdict = findings.first().map_or(Verdict::Ok, |worst| worst.verdict);
-        Self { workload, verdict, pods, findings }
-    }
-}
-
-impl Finding {
-    fn new(check: Check, verdict: Verdict, reason: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { check, verdict, declined: None, reason: reason.into(), remedy: remedy.into() }
-    }
-
-    /// What the agent declines for, in its words.
-    fn declined(check: Check, why: &Unsafe, remedy: impl Into<String>) -> Self {
-        Self { declined: Some(why.name()), ..Self::new(check, Verdict::Unsafe, why.to_string(), remedy) }
-    }
-}
-
-impl Verdict {
-    /// Its name in tables and JSON.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Protected => "protected",
-            Self::Risk => "risk",
-            Self::Unsafe => "unsafe",
-        }
-    }
-}
-
-impl Check {
-    /// Its name in tables and JSON.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Protection => "protection",
-            Self::Controller => "controller",
-            Self::Replicas => "replicas",
-            Self::Budget => "budget",
-            Self::Volumes => "volumes",
-            Self::Spread => "spread",
-            Self::Grace => "grace",
-            Self::Resources => "resources",
-            Self::RootFilesystem => "root_filesystem",
-            Self::Image => "image",
-        }
     }
 }
 

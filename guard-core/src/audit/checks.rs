@@ -323,3 +323,7 @@ fn or_ok(found: Vec<Finding>, check: Check, reason: &str) -> Vec<Finding> {
 fn ok(check: Check, reason: &str) -> Vec<Finding> {
     vec![Finding::new(check, Verdict::Ok, reason, "")]
 }
+
+#[cfg(test)]
+#[path = "checks_tests.rs"]
+mod tests;
