@@ -2,5 +2,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod connect;
 pub mod convert;
