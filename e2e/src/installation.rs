@@ -74,7 +74,7 @@ fn moved(mut object: Value, namespace: &str, config: &str) -> Value {
         let name = format!("{}-{namespace}", object["roleRef"]["name"].as_str().unwrap_or_default());
         object["roleRef"]["name"] = json!(name);
     }
-    for subject in object["subjects"].as_array_mut().into_iter().flatten() {
+    for subject in object.get_mut("subjects").and_then(Value::as_array_mut).into_iter().flatten() {
         subject["namespace"] = json!(namespace);
     }
     if kind == "ConfigMap" {

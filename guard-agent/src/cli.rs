@@ -33,6 +33,10 @@ pub(crate) enum Command {
     Record(Record),
     /// Replays a trace: who would have crossed which limit, and what would have been done
     Simulate(Simulate),
+    /// Says of every workload of a cluster whether its pods may be evicted without an outage; needs only a kubeconfig
+    ///
+    /// The exit code is 1 if mode `evict` would be unsafe, and 2 if that cannot be known.
+    Audit(Audit),
     /// Stops all containing and evicting on this node, whether an agent runs, hangs or is dead
     #[command(subcommand)]
     KillSwitch(Switch),
@@ -186,6 +190,31 @@ pub(crate) struct Simulate {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Audit {
+    /// Only this namespace [default: all]
+    #[arg(short, long, value_name = "NAMESPACE", value_parser = namespace)]
+    pub(crate) namespace: Option<String>,
+    /// Context of the kubeconfig, which is KUBECONFIG or ~/.kube/config [default: its current one]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// Configuration file (YAML) with policies and protection to judge by [default: a policy evicts every pod, without leave]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where the agent runs or will run: it is protected
+    #[arg(long, value_name = "NAMESPACE", default_value = "egress-guard", value_parser = namespace)]
+    pub(crate) agent_namespace: String,
+    /// Print a table, or JSON
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Cleanup {
     #[command(flatten)]
     pub(crate) bpffs: Bpffs,
@@ -218,6 +247,16 @@ fn pair(separator: char, expected: &'static str) -> impl Fn(&str) -> Result<(Str
         let (first, second) = pair.ok_or_else(|| format!("expected {expected}"))?;
         Ok((first.to_owned(), second.to_owned()))
     }
+}
+
+/// A label of RFC 1123, which a namespace's name is.
+fn namespace(text: &str) -> Result<String, String> {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let well = (1..=63).contains(&text.len())
+        && text.bytes().all(|byte| inner(byte) || byte == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if well { Ok(text.to_owned()) } else { Err("expected a namespace's name, like kube-system".into()) }
 }
 
 /// The mode of one of its names.

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::{CommandFactory as _, FromArgMatches as _, parser::ValueSource};
 use guard_agent::{
-    agent,
+    agent, audit,
     breaches::Destination,
     check_config, client, config,
     core::{identity::Labels, policy::Subject},
@@ -31,7 +31,8 @@ use tokio::{
 use tracing_subscriber::EnvFilter;
 
 use cli::{
-    Bpffs, CheckConfig, Cleanup, Cli, Command, Destinations, List, LogFormat, Record, Release, Resume, Simulate, Switch,
+    Audit, Bpffs, CheckConfig, Cleanup, Cli, Command, Destinations, List, LogFormat, Output, Record, Release, Resume,
+    Simulate, Switch,
 };
 
 /// How long the agent may take to end once it is asked to.
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // One line, whatever the causes are.
             eprintln!("guard-agent: {}", format!("{error:#}").replace('\n', " "));
-            ExitCode::FAILURE
+            error.downcast_ref::<audit::Error>().map_or(ExitCode::FAILURE, |error| error.exit_code().into())
         }
     }
 }
@@ -120,6 +121,7 @@ fn try_main() -> Result<()> {
             Ok(())
         }),
         Command::Simulate(asked) => replay(asked),
+        Command::Audit(asked) => Ok(look_over(asked)?),
         Command::KillSwitch(switch) => {
             probe::privileges()?;
             Runtime::new()?.block_on(async {
@@ -159,10 +161,27 @@ fn replay(Simulate { trace, config: file, mode, json }: Simulate) -> Result<()> 
         eprintln!("guard-agent: {notice}");
     }
     let said = if json { format!("{}\n", simulate::json(&report, &config)) } else { simulate::text(&report, &config) };
-    match std::io::stdout().write_all(said.as_bytes()) {
+    say(&said).context("cannot write to stdout")
+}
+
+fn look_over(Audit { namespace, context, config, agent_namespace, output }: Audit) -> Result<(), audit::Error> {
+    let question = audit::Question { namespace, context, config, agent_namespace };
+    let runtime = Runtime::new().map_err(audit::Error::Runtime)?;
+    let rows = runtime.block_on(audit::rows(question))?;
+    let said = match output {
+        Output::Table => audit::text(&rows),
+        Output::Json => format!("{}\n", audit::json(&rows)),
+    };
+    say(&said).map_err(audit::Error::Write)?;
+    audit::verdict(&rows)
+}
+
+/// To stdout.
+fn say(text: &str) -> std::io::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
         // Whoever reads has seen enough: `head`, a pager.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot write to stdout"),
+        written => written,
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
 mod backoff;
 pub mod connect;
 pub mod convert;

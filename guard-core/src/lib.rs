@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod baseline;
 pub mod breach;
 pub mod bucket;
