@@ -13,7 +13,7 @@ pub(crate) const TESTS: &str = "guard-deploy";
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let Renderers { kubectl, helm, promtool } = setup::renderers()?;
     let mut tests = cargo();
-    tests.args(["test", "-p", TESTS, "--"]).args(args);
+    tests.args(["test", "--no-fail-fast", "-p", TESTS, "--"]).args(args);
     tests.env("EGRESS_GUARD_KUBECTL", kubectl).env("EGRESS_GUARD_HELM", helm).env("EGRESS_GUARD_PROMTOOL", promtool);
     process::run(&mut tests)
 }
