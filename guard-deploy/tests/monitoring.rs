@@ -1,4 +1,5 @@
-//! Alerts and the dashboard: promtool's tests of the rules, and that every metric that they ask for is one of the agent's.
+//! Alerts and the dashboard: promtool's tests of the rules, and that every metric that they ask for is one of the
+//! agent's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

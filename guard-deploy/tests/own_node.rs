@@ -1,4 +1,4 @@
-//! The admission policies that bind an agent to its own node, evaluated as the API server evaluates them: match conditions
+//! The admission policies that bind an agent to its own node, evaluated as the API server does it: match conditions
 //! first, then every validation, once for each parameter, and all must agree. (Kubernetes' own words for it are in the
 //! reference of `ValidatingAdmissionPolicyBinding`, `paramRef`.) No server that knows these policies is to be had here.
 
