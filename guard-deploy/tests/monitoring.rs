@@ -1,4 +1,5 @@
-//! Alerts and the dashboard: promtool's tests of the rules, and that every metric that they ask for is one of the agent's.
+//! Alerts and the dashboard: promtool's tests of the rules, and that every metric that they ask for is one of the
+//! agent's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -141,8 +142,8 @@ fn in_sources() -> Result<BTreeSet<(String, String)>> {
                 folders.push(file);
                 continue;
             }
-            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !name.ends_with(".rs") || name.ends_with("_tests.rs") {
+            let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+            if file.extension().is_none_or(|extension| extension != "rs") || stem.ends_with("_tests") {
                 continue;
             }
             let text = fs::read_to_string(&file)?;

@@ -1,6 +1,6 @@
-//! The admission policies that bind an agent to its own node, evaluated as the API server evaluates them: match conditions
+//! The admission policies that bind an agent to its own node, evaluated as the API server does it: match conditions
 //! first, then every validation, once for each parameter, and all must agree. (Kubernetes' own words for it are in the
-//! reference of ValidatingAdmissionPolicyBinding, `paramRef`.) No server that knows these policies is to be had here.
+//! reference of `ValidatingAdmissionPolicyBinding`, `paramRef`.) No server that knows these policies is to be had here.
 
 use std::collections::HashMap;
 
@@ -41,13 +41,13 @@ impl Policy {
     }
 
     /// Why it denies, or nothing. An expression that fails denies (`failurePolicy: Fail`).
-    fn denies(&self, request: &Request, params: &[Value]) -> Option<String> {
+    fn denies(&self, request: &Asked, params: &[Value]) -> Option<String> {
         let none = [Value::Null];
         let params = if self.has_params { params } else { &none };
         params.iter().find_map(|params| self.denies_by(request, params))
     }
 
-    fn denies_by(&self, request: &Request, params: &Value) -> Option<String> {
+    fn denies_by(&self, request: &Asked, params: &Value) -> Option<String> {
         let mut context = Context::default();
         for (name, value) in [
             ("request", &request.request),
@@ -92,7 +92,7 @@ fn truth(expression: &str, context: &Context) -> Result<bool, String> {
     }
 }
 
-struct Request {
+struct Asked {
     request: Value,
     object: Value,
     old: Value,
@@ -109,10 +109,10 @@ fn request(user: &str, node: Option<&str>, operation: &str, name: &str) -> Value
     json!({"operation": operation, "namespace": "shop", "name": name, "userInfo": info})
 }
 
-fn eviction(user: &str, node: Option<&str>, name: &str) -> Request {
+fn eviction(user: &str, node: Option<&str>, name: &str) -> Asked {
     let object =
         json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": "shop"}});
-    Request { request: request(user, node, "CREATE", name), object, old: Value::Null }
+    Asked { request: request(user, node, "CREATE", name), object, old: Value::Null }
 }
 
 fn pod(name: &str, node: Option<&str>) -> Value {
@@ -131,7 +131,7 @@ fn an_agent_evicts_pods_of_its_own_node_alone() -> Result<()> {
     let policy = Policy::read("evictions.yaml")?;
     assert!(policy.has_params);
     let pods = [pod("mine", Some("n1")), pod("theirs", Some("n2")), pod("pending", None)];
-    let denies = |request: &Request| policy.denies(request, &pods);
+    let denies = |request: &Asked| policy.denies(request, &pods);
     assert_eq!(denies(&eviction(AGENT, Some("n1"), "mine")), None);
     assert_eq!(denies(&eviction(AGENT, Some("n2"), "theirs")), None);
     for (node, name) in [("n1", "theirs"), ("n2", "mine"), ("n3", "mine"), ("n1", "pending")] {
@@ -175,11 +175,11 @@ fn what_the_policys_text_admits_it_cannot_know_is_so() -> Result<()> {
     Ok(())
 }
 
-fn patch(node: Option<&str>, change: impl FnOnce(&mut Value)) -> Request {
+fn patch(node: Option<&str>, change: impl FnOnce(&mut Value)) -> Asked {
     let old = pod("web", Some("n1"));
     let mut object = old.clone();
     change(&mut object);
-    Request { request: request(AGENT, node, "UPDATE", "web"), object, old }
+    Asked { request: request(AGENT, node, "UPDATE", "web"), object, old }
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn an_agent_may_change_its_one_annotation() -> Result<()> {
     let mut first = patch(Some("n1"), |pod| pod["metadata"]["annotations"] = json!({FLAG: "x"}));
     first.old["metadata"].as_object_mut().context("metadata")?.remove("annotations");
     assert_eq!(policy.denies(&first, &[]), None);
-    let last = Request { object: first.old.clone(), old: first.object.clone(), request: first.request.clone() };
+    let last = Asked { object: first.old.clone(), old: first.object.clone(), request: first.request.clone() };
     assert_eq!(policy.denies(&last, &[]), None);
     Ok(())
 }

@@ -9,17 +9,16 @@ use serde_json::Value;
 /// group, resource, verbs; of one namespace or of all.
 type Rule = (&'static str, &'static str, &'static str, &'static str);
 
-const WATCHING: [Rule; 10] = [
+const WATCHING: [Rule; 9] = [
     ("all", "", "pods", "get list watch patch"),
     ("all", "", "replicationcontrollers", "get"),
     ("all", "apps", "daemonsets", "get"),
     ("all", "apps", "deployments", "get"),
     ("all", "apps", "replicasets", "get"),
     ("all", "apps", "statefulsets", "get"),
-    ("all", "batch", "cronjobs", "get"),
     ("all", "batch", "jobs", "get"),
     ("all", "events.k8s.io", "events", "create patch"),
-    ("own", "", "configmaps/egress-guard", "get list watch"),
+    ("own", "", "configmaps/egress-guard", "list watch"),
 ];
 
 const EVICTING: [Rule; 5] = [
@@ -27,7 +26,7 @@ const EVICTING: [Rule; 5] = [
     ("all", "", "persistentvolumeclaims", "get"),
     ("all", "", "persistentvolumes", "get"),
     ("all", "policy", "poddisruptionbudgets", "list"),
-    ("own", "coordination.k8s.io", "leases", "get list create update patch delete"),
+    ("own", "coordination.k8s.io", "leases", "get list create update delete"),
 ];
 
 fn texts(value: &Value) -> Vec<&str> {

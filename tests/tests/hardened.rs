@@ -26,7 +26,7 @@ fn capabilities() -> Result<Vec<String>> {
 fn confine(setup: &mut Setup, capabilities: &[String]) -> Result<()> {
     let own = setup.file("");
     let wrapper = setup.file("confined");
-    let bounds: String = capabilities.iter().map(|name| format!(",+{name}")).collect();
+    let bounds = capabilities.join(",+");
     let script = format!(
         r#"#!/bin/sh
 [ "$1" = confined ] || exec unshare --mount --propagation slave "$0" confined "$@"
@@ -35,7 +35,7 @@ mount --bind '{own}' '{own}' && mount -o remount,bind,ro / || exit 9
 for cgroups in $(findmnt --noheadings --types cgroup2 --output TARGET); do
     mount -o remount,bind,ro "$cgroups" || exit 9
 done
-exec setpriv --no-new-privs --bounding-set=-all{bounds} --inh-caps=-all --ambient-caps=-all '{agent}' "$@"
+exec setpriv --no-new-privs --bounding-set=-all,+{bounds} --inh-caps=-all --ambient-caps=-all '{agent}' "$@"
 "#,
         own = own.display(),
         agent = setup.binary.display(),

@@ -14,7 +14,7 @@ pub(crate) const TESTS: &str = "guard-deploy";
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let mut tests = cargo();
-    tests.args(["test", "-p", TESTS, "--"]).args(args);
+    tests.args(["test", "--no-fail-fast", "-p", TESTS, "--"]).args(args);
     tools(&mut tests)?;
     process::run(&mut tests)
 }
