@@ -16,15 +16,7 @@ const HOW: Containment = Containment::Block;
 const GRACE: Duration = Duration::from_secs(7);
 const CONTAIN: Contain = Contain { how: HOW, length: Duration::from_mins(1) };
 const EVICT: Evict = Evict { after: Duration::from_secs(30), grace: Some(GRACE), leave: LEAVE };
-const LEAVE: Leave = Leave {
-    unmanaged: false,
-    daemon_sets: false,
-    last_replica: false,
-    min_ready: 1,
-    min_age: Duration::from_mins(1),
-    empty_dir: true,
-    local_volumes: false,
-};
+const LEAVE: Leave = Leave::USUAL;
 
 type Change = fn(&mut Node);
 
