@@ -3,7 +3,10 @@
 #![forbid(unsafe_code)]
 
 mod backoff;
+pub mod config_map;
 pub mod connect;
 pub mod convert;
+#[cfg(test)]
+mod mock;
 mod owners;
 pub mod pods;
