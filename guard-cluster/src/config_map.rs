@@ -234,30 +234,25 @@ impl ConfigMaps {
 
     fn failed(&mut self, failure: &Failure) {
         self.failures.inc();
-        let denied = failure.denied();
         let name = self.name();
-        match denied {
-            Some(why) => {
-                self.told.send_modify(|told| told.denied = Some(why.clone()));
-                if self.said != Said::Denied {
-                    self.said = Said::Denied;
-                    warn!(
-                        "the API server does not let the agent read the ConfigMap {name}, so nothing is evicted: {why}; \
-                         grant its service account get, list and watch of it"
-                    );
-                }
+        if let Some(why) = failure.denied() {
+            if self.said != Said::Denied {
+                self.said = Said::Denied;
+                warn!(
+                    "the API server does not let the agent read the ConfigMap {name}, so nothing is evicted: {why}; grant its \
+                     service account get, list and watch of it"
+                );
             }
-            None => {
-                // A watch that breaks and is begun again is nothing to talk of.
-                let stale = self.told.borrow().contact(Instant::now()) == Contact::Away;
-                if stale && self.said != Said::Lost {
-                    self.said = Said::Lost;
-                    warn!(
-                        "the API server does not tell of the ConfigMap {name}: {failure}; the kill switch is not released \
-                         meanwhile, its mounted file can engage it, and nothing is evicted; it is tried again until it works"
-                    );
-                }
-            }
+            self.told.send_modify(|told| told.denied = Some(why));
+            return;
+        }
+        // A watch that breaks and is begun again is nothing to talk of.
+        if self.told.borrow().contact(Instant::now()) == Contact::Away && self.said != Said::Lost {
+            self.said = Said::Lost;
+            warn!(
+                "the API server does not tell of the ConfigMap {name}: {failure}; the kill switch is not released meanwhile, \
+                 its mounted file can engage it, and nothing is evicted; it is tried again until it works"
+            );
         }
     }
 }
@@ -265,10 +260,7 @@ impl ConfigMaps {
 impl Failure {
     /// What the API server says, if it says no for good.
     fn denied(&self) -> Option<String> {
-        let status = match self {
-            Self::Kube(kube::Error::Api(status)) | Self::Watch(status) => status,
-            _ => return None,
-        };
+        let (Self::Kube(kube::Error::Api(status)) | Self::Watch(status)) = self else { return None };
         matches!(status.code, 401 | 403).then(|| status.message.clone())
     }
 }

@@ -6,6 +6,8 @@ mod backoff;
 pub mod config_map;
 pub mod connect;
 pub mod convert;
+pub mod events;
+mod flag;
 #[cfg(test)]
 mod mock;
 mod owners;
