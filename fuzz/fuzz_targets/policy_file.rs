@@ -6,10 +6,14 @@ use std::{fmt::Debug, path::Path, str::FromStr, sync::Arc};
 use guard_core::{
     config::Config,
     identity::Labels,
+    overrides::{Resolved, resolve},
     policy::{Containment, Policy, RateLimit, Subject},
     units::{Rate, Size},
 };
 use libfuzzer_sys::fuzz_target;
+
+const ANNOTATIONS: [(&str, &str); 4] =
+    [("rate", "10MB/s"), ("burst", "1MB"), ("quota", "1GB"), ("exempt-until", "1970-01-01T00:02:00+00:01")];
 
 /// Where errors say that they are.
 const FILE: &str = "config.yaml";
@@ -33,6 +37,9 @@ fn check(config: &Config) {
         let first = config.policies.policies.iter().find(|policy| policy.matcher.is_match(&subject));
         let holds = config.policies.of(&subject);
         assert_eq!(holds.map(Arc::as_ptr), first.map(Arc::as_ptr), "another than the first holds for {subject:?}");
+        let Resolved { bad, exempt_until, .. } = resolve(holds, &subject, &config.overrides, 0);
+        assert!(bad.iter().all(|bad| !bad.why.to_string().is_empty()));
+        assert!(exempt_until.is_none() || bad.is_empty() && !config.overrides.allow.is_empty());
     }
 }
 
@@ -71,7 +78,7 @@ fn subjects() -> [Subject; 3] {
     let subject = |[namespace, pod, container]: [&str; 3], labels: &[(&str, &str)]| Subject {
         names: Labels { namespace: namespace.into(), pod: pod.into(), container: container.into() },
         labels: labels.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect(),
-        annotations: Default::default(),
+        annotations: ANNOTATIONS.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect(),
     };
     [
         subject(["batch-eu", "load-7", "main"], &[("app", "loader"), ("tier", "")]),

@@ -4,7 +4,10 @@ use std::fmt::{self, Write as _};
 
 use crate::{
     config::Config,
-    core::policy::{Globs, Matcher, Mode, Policy, Subject},
+    core::{
+        overrides::Overrides,
+        policy::{Globs, Matcher, Mode, Policy, Subject},
+    },
 };
 
 /// Mode, kill switch and all policies in their order.
@@ -16,6 +19,9 @@ pub fn summary(config: &Config) -> String {
     };
     if config.kill_switch {
         said.push_str("killSwitch is true: nothing is contained or evicted, whatever the mode\n");
+    }
+    if config.dry_run {
+        said.push_str("dryRun is true: evictions are only asked for as a dry run, nothing is evicted\n");
     }
     said.push_str(match config.policies.policies.as_slice() {
         [] => "no policies: nothing is limited\n",
@@ -45,6 +51,7 @@ pub fn answer(config: &Config, subject: &Subject) -> String {
         };
         push(&mut said, format_args!("{who}: policy {:?} holds\n", policy.name));
         said.push_str(&details(policy, config));
+        said.push_str(&loosen(config, subject));
         if !matches!(containers, Containers::Some(_)) {
             return said;
         }
@@ -79,6 +86,16 @@ fn matches<'a>(policy: &'a Policy, subject: &Subject) -> Option<Containers<'a>> 
         Some(globs) if !globs.match_all() => Containers::Some(globs),
         _ => Containers::All,
     })
+}
+
+/// What the pod's annotations may loosen of it.
+fn loosen(config: &Config, subject: &Subject) -> String {
+    let Overrides { allow, namespaces, .. } = &config.overrides;
+    let here = namespaces.as_ref().is_none_or(|globs| globs.is_match(&subject.names.namespace));
+    if allow.is_empty() || !here || subject.names.pod.is_empty() {
+        return String::new();
+    }
+    format!("     annotations may loosen {}\n", config.overrides)
 }
 
 /// A policy's limits, and its actions as far as the mode lets it take them.
@@ -172,6 +189,17 @@ policies, of which the first that matches a container holds:
         assert!(stopped.contains("whatever the mode\n"), "{stopped}");
         assert!(stopped.contains("onBreach.evict    not while killSwitch is true: evict after 30s"), "{stopped}");
         assert!(summary(&config("")).ends_with("no policies: nothing is limited\n"));
+    }
+
+    #[test]
+    fn what_annotations_may_loosen_is_said_where_they_may() {
+        let text = "policies: [{name: a, match: {}, egress: {rate: 1MB/s}}]\n\
+                    overrides: {allow: [rate, exempt-until], max: {rate: 2MB/s}, namespaces: ['batch-*']}";
+        let said = |namespace, pod, container| answer(&config(text), &subject(namespace, pod, container, ""));
+        let line = "     annotations may loosen rate (up to 2MB/s), exempt-until\n";
+        assert!(said("batch-1", "p", "").ends_with(line));
+        assert!(!said("shop", "p", "").contains("annotations") && !said("", "", "a.slice").contains("annotations"));
+        assert!(summary(&config("dryRun: true")).contains("\ndryRun is true: "));
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Destinations(Destinations),
     /// Lets go of a container that is contained, and leaves it alone until its breach is over
     Release(Release),
+    /// Ends a storm: evictions may take place again, though many breach their limits
+    Resume(Resume),
     /// Records the samples of a running agent, to try limits on them
     Record(Record),
     /// Replays a trace: who would have crossed which limit, and what would have been done
@@ -99,6 +101,12 @@ pub(crate) struct List {
 pub(crate) struct Release {
     /// The container: its id or the beginning of it, its name, NAMESPACE/POD/CONTAINER, or its cgroup's path
     pub(crate) container: String,
+    #[command(flatten)]
+    pub(crate) socket: Socket,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Resume {
     #[command(flatten)]
     pub(crate) socket: Socket,
 }

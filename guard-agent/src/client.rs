@@ -66,6 +66,12 @@ pub async fn release(socket: &Path, container: &str) -> Result<String> {
     serde_json::from_slice(&body).context("the agent's answer is not of this version's form")
 }
 
+/// Ends the storm in which nothing is evicted; what came of it, in words.
+pub async fn resume(socket: &Path) -> Result<String> {
+    let body = post(socket, "/resume").await?;
+    serde_json::from_slice(&body).context("the agent's answer is not of this version's form")
+}
+
 /// Where the bytes of the container went that a text names, as JSON.
 pub async fn destinations(socket: &Path, container: &str) -> Result<Bytes> {
     get(socket, &about("/destinations", container)).await

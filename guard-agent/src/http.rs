@@ -290,9 +290,17 @@ mod tests {
                 assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
             }
         }
-        for path in
-            ["/kill-switch", "/kill-switch/", "/release", "/containers", "/destinations", "/trace", "/breaches", "/"]
-        {
+        for path in [
+            "/kill-switch",
+            "/kill-switch/",
+            "/release",
+            "/resume",
+            "/containers",
+            "/destinations",
+            "/trace",
+            "/breaches",
+            "/",
+        ] {
             for method in [Method::GET, Method::POST, Method::PUT, Method::DELETE] {
                 let status = answer(router.clone(), method.clone(), path).await;
                 assert_eq!(status, StatusCode::NOT_FOUND, "{method} {path}");

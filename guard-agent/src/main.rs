@@ -30,7 +30,7 @@ use tokio::{
 use tracing_subscriber::EnvFilter;
 
 use cli::{
-    Bpffs, CheckConfig, Cleanup, Cli, Command, Destinations, List, LogFormat, Record, Release, Simulate, Switch,
+    Bpffs, CheckConfig, Cleanup, Cli, Command, Destinations, List, LogFormat, Record, Release, Resume, Simulate, Switch,
 };
 
 /// How long the agent may take to end once it is asked to.
@@ -96,6 +96,10 @@ fn try_main() -> Result<()> {
         }),
         Command::Release(Release { container, socket }) => Runtime::new()?.block_on(async {
             println!("{}", client::release(&socket.socket, &container).await?);
+            Ok(())
+        }),
+        Command::Resume(Resume { socket }) => Runtime::new()?.block_on(async {
+            println!("{}", client::resume(&socket.socket).await?);
             Ok(())
         }),
         Command::Destinations(Destinations { container, json, socket }) => Runtime::new()?.block_on(async {

@@ -67,6 +67,63 @@ fn what_did_not_take_place_is_given_back() {
 }
 
 #[test]
+fn of_all_attempts_at_one_eviction_the_last_one_counts() {
+    let (a, b) = (workload("a"), workload("b"));
+    let mut budgets = Budgets::new(allowance(budget(3, 100), budget(1, 100)));
+    let first = budgets.spend(S, &a).expect("the first");
+    let again = budgets.spend_again(50 * S, &a, &first).expect("in the place of the first");
+    assert_eq!(again.at, 50 * S);
+    budgets.spend(60 * S, &b).expect("one of two that are left");
+    assert_eq!(budgets.spend(149 * S, &a), Err(Refused::Workload), "it counts from its last attempt on");
+    budgets.spend(149 * S, &workload("c")).expect("the last one");
+    assert_eq!(budgets.spend(149 * S, &workload("d")), Err(Refused::Node));
+    // One that is not in the books any more is no leave.
+    assert_eq!(budgets.spend_again(149 * S, &a, &first), Err(Refused::Node));
+    let storm = ["x", "y", "z"].map(workload);
+    assert!(breach(&mut budgets, 150 * S, &storm).is_some());
+    assert_eq!(budgets.spend_again(151 * S, &a, &again), Err(Refused::Storm));
+}
+
+#[test]
+fn a_storm_is_a_share_of_the_pods_too_if_that_is_more_than_two() {
+    let pod = |index: usize| workload(&format!("pod-{index}"));
+    // So many pods of one workload breach, of so many that there are.
+    for (pods, of, storm) in
+        [(2, 2, false), (3, 3, true), (3, 9, true), (3, 10, false), (4, 13, true), (30, 100, false)]
+    {
+        let mut budgets = Budgets::new(allowance(budget(9, 1), budget(9, 1)));
+        let (one, all) = (workload("a"), (0..pods).map(pod).collect::<Vec<_>>());
+        let said = budgets.breaching(S, of, all.iter().map(|pod| Breaching { workload: &one, pod }));
+        assert_eq!(said, storm.then_some(Alarm::Storm { workloads: 1, pods, of }), "{pods} of {of}");
+    }
+}
+
+#[test]
+fn who_breaches_when_the_operator_ends_a_storm_is_part_of_no_other_until_it_is_quiet() {
+    let mut budgets = Budgets::new(allowance(budget(9, 1), budget(9, 1)));
+    let mut at = |second: u64, names: &str| {
+        let names: Vec<_> = names.split(' ').map(workload).collect();
+        if second == 0 {
+            assert_eq!(budgets.resume(), None, "there is none");
+        }
+        let said = breach(&mut budgets, second * S, &names);
+        if second == 0 {
+            assert_eq!((budgets.resume(), budgets.storm()), (Some(Alarm::Calm), false));
+        }
+        said
+    };
+    assert!(at(0, "a b c").is_some());
+    for second in 1..200 {
+        assert_eq!(at(second, "a b c"), None, "{second}");
+    }
+    // Others are not excused.
+    assert_eq!(at(200, "a d e"), None);
+    // c was quiet for a minute; a was not.
+    assert_eq!(at(230, "a b d"), None);
+    assert_eq!(at(260, "a c d e"), Some(Alarm::Storm { workloads: 3, pods: 3, of: 100 }));
+}
+
+#[test]
 fn a_longer_window_finds_what_was_spent_before() {
     let mut budgets = Budgets::new(allowance(budget(1, 1), budget(1, 1)));
     spend(&mut budgets, 0, "a").expect("the first");
@@ -117,6 +174,9 @@ fn a_restart_gives_nothing_back() {
     let mut budgets = restart(&budgets, 2 * S).expect("restored");
     assert_eq!(breach(&mut budgets, 3 * S, &["a"].map(workload)), None, "it is the same storm");
     assert_eq!(spend(&mut budgets, 200 * S, "b"), Err(Refused::Storm));
+    assert!(budgets.resume().is_some());
+    let mut after = restart(&budgets, 200 * S).expect("restored");
+    assert_eq!(breach(&mut after, 3 * S, &["a", "b", "c"].map(workload)), None, "they are excused");
     assert_eq!(restart(&budgets, S).map(|_| ()), Err(RestoreError::Future { at: 3 * S, now: S }));
 }
 
@@ -136,6 +196,8 @@ fn what_we_cannot_have_saved_is_refused() {
         r#"{"evictions":[[1,"a"],[11,"a"]],"breaching":{},"storm":null}"#,
         r#"{"evictions":[],"breaching":{"a":11},"storm":null}"#,
         r#"{"evictions":[],"breaching":{},"storm":11}"#,
+        r#"{"evictions":[],"breaching":{},"pods":{"a":11},"storm":null}"#,
+        r#"{"evictions":[],"breaching":{},"excused":{"a":11},"storm":null}"#,
     ] {
         let saved = serde_json::from_str(text).expect("the form");
         let restored = Budgets::restore(10, saved, allowance(budget(1, 1), budget(1, 1)));

@@ -98,7 +98,7 @@ impl Judge {
             let facts =
                 Container { id, policy: None, workload, unit, pod, contained, released, eviction: None, paid: None };
             let known = Known { about, facts };
-            *self.pods.entry(Arc::clone(known.facts.pod())).or_default() += 1;
+            *self.pods.entry(Arc::clone(known.facts.pod_or_workload())).or_default() += 1;
             self.containers.insert(id, known);
             return self.assign(now, id);
         };
@@ -106,11 +106,11 @@ impl Judge {
             return vec![];
         }
         let same = known.about.subject == about.subject && known.about.series == about.series;
-        let before = Arc::clone(known.facts.pod());
+        let before = Arc::clone(known.facts.pod_or_workload());
         known.facts.workload = Arc::clone(&about.workload);
         known.facts.pod.clone_from(&about.pod);
         known.about = About { unit: known.about.unit.take(), ..about };
-        let pod = Arc::clone(known.facts.pod());
+        let pod = Arc::clone(known.facts.pod_or_workload());
         if before != pod {
             self.leave_pod(&before);
             *self.pods.entry(pod).or_default() += 1;
@@ -146,7 +146,7 @@ impl Judge {
     /// A container is gone.
     pub fn gone(&mut self, now: u64, id: ContainerId) -> Vec<Effect> {
         if let Some(known) = self.containers.remove(&id) {
-            self.leave_pod(known.facts.pod());
+            self.leave_pod(known.facts.pod_or_workload());
         }
         self.attempts.gone(id);
         self.holds_no_more(id);
@@ -257,8 +257,11 @@ impl Judge {
 
     /// How the eviction ended that is underway for a breach of this container; it may be gone.
     pub fn evicted(&mut self, now: u64, id: ContainerId, how: Evicted) -> Vec<Effect> {
-        let Self { attempts, budgets, relapses, settings, .. } = self;
+        let Self { attempts, budgets, relapses, settings, containers, .. } = self;
         let workload = attempts.end(id, how, settings.dry_run, budgets, relapses);
+        if !containers.contains_key(&id) {
+            attempts.gone(id);
+        }
         let workload = workload.filter(|_| how == Evicted::NotCured);
         workload.and_then(|workload| relapses.told(now, &workload)).map(Effect::Alarm).into_iter().collect()
     }

@@ -13,6 +13,8 @@ use crate::{
     watch::{CLEAR, Closed, Closing},
 };
 
+#[path = "judge/pod_tests.rs"]
+mod pods;
 #[path = "judge/restart_tests.rs"]
 mod restarts;
 

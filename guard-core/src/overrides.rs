@@ -5,7 +5,7 @@
 
 mod instant;
 
-use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use humantime::format_duration;
 
@@ -15,7 +15,7 @@ use crate::{
         scalars::{FACTOR, large_enough, parse_factor},
     },
     policy::{BaselineLimit, EgressLimits, Globs, OnBreach, Policy, Quota, RateLimit, Subject},
-    units::{Rate, Size},
+    units::{Rate, Size, UnitError},
 };
 
 /// The annotation by which the guard itself says when a pod breached last, without [`crate::inventory::PREFIX`].
@@ -225,7 +225,8 @@ pub fn resolve(policy: Option<&Arc<Policy>>, subject: &Subject, overrides: &Over
     // In the order of the keys: a burst is of the rate beside it.
     for key in Key::ALL {
         if let Some(said) = said.iter().find(|(name, _)| *name == key.name())
-            && let Err(why) = change.apply(key, said.1)
+            // What is longer than that is no value, and errors quote it.
+            && let Err(why) = change.apply(key, &cut(said.1))
         {
             resolved.bad.push(bad(*said, why));
         }
@@ -275,7 +276,7 @@ impl Change<'_> {
         let max = &self.overrides.max;
         match key {
             Key::Rate => {
-                let rate: Rate = value.parse().map_err(bad_value)?;
+                let rate: Rate = parse(value)?;
                 let before = self.limits.rate;
                 if let Some(before) = before.filter(|before| rate > before.rate) {
                     self.may_loosen(key, &before.rate)?;
@@ -285,7 +286,7 @@ impl Change<'_> {
                 self.limits.rate = Some(bucket(rate, burst));
             }
             Key::Burst => {
-                let burst: Size = value.parse().map_err(bad_value)?;
+                let burst: Size = parse(value)?;
                 let burst = large_enough(burst).map_err(|least| Why::Value(format!("{value:?}: {least}")))?;
                 let RateLimit { rate, .. } = self.limits.rate.ok_or_else(|| self.no_limit("egress.rate"))?;
                 // One that the annotations add is stricter than none, whatever its burst.
@@ -296,7 +297,7 @@ impl Change<'_> {
                 self.limits.rate = Some(RateLimit { rate, burst });
             }
             Key::Quota => {
-                let bytes: Size = value.parse().map_err(bad_value)?;
+                let bytes: Size = parse(value)?;
                 let before = self.limits.quota.ok_or_else(|| self.no_limit("egress.quota"))?;
                 if bytes > before.bytes {
                     self.may_loosen(key, &before.bytes)?;
@@ -353,13 +354,9 @@ impl Change<'_> {
     }
 }
 
-fn bad_value(error: crate::units::UnitError) -> Why {
-    Why::Value(cut_message(error.to_string()))
-}
-
-/// A message quotes the value.
-fn cut_message(message: String) -> String {
-    if message.len() > 4 * LONGEST { cut(&message) } else { message }
+/// The error quotes the value.
+fn parse<T: FromStr<Err = UnitError>>(value: &str) -> Result<T, Why> {
+    value.parse().map_err(|error: UnitError| Why::Value(error.to_string()))
 }
 
 fn within<T: PartialOrd + fmt::Display>(key: Key, value: &T, most: Option<&T>) -> Result<(), Why> {

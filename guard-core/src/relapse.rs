@@ -51,13 +51,13 @@ impl Relapses {
     /// The breaches of egress that are open now, each as its workload and when it was opened: to be told before every
     /// verdict. Those of what was evicted, and is not gone yet, are none.
     pub fn breaching<'a>(&mut self, now: u64, breaches: impl IntoIterator<Item = (&'a Arc<str>, u64)>) -> Vec<Alarm> {
+        self.not_cured.retain(|_, at| now.saturating_sub(*at) <= SOON);
         let mut alarms = Vec::new();
         for (workload, since) in breaches {
             if self.not_cured.contains_key(workload) || self.follows(workload, since) {
                 alarms.extend(self.told(now, workload));
             }
         }
-        self.not_cured.retain(|_, at| now.saturating_sub(*at) <= SOON);
         alarms
     }
 

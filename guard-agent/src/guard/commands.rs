@@ -14,9 +14,11 @@ use crate::{
 /// How many may wait.
 const QUEUE: usize = 16;
 
-/// What is asked, of the container that a text names.
+/// What is asked, for the most part of the container that a text names.
 #[derive(Debug)]
 pub enum Command {
+    /// End the storm.
+    Resume(oneshot::Sender<Result<String, Unclear>>),
     /// Let go of it.
     Release(String, oneshot::Sender<Result<String, Unclear>>),
     /// Say where its bytes went.
@@ -53,6 +55,9 @@ impl Guard {
     pub fn command(&mut self, command: Command) {
         // Whoever does not wait for the answer any more has it all the same.
         match command {
+            Command::Resume(answer) => {
+                let _unheard = answer.send(Ok(self.resume()));
+            }
             Command::Release(name, answer) => {
                 let released = self.find(&name).map(|id| self.release(id));
                 let _unheard = answer.send(released);
@@ -65,6 +70,16 @@ impl Guard {
                 let _unheard = answer.send(found);
             }
         }
+    }
+
+    fn resume(&mut self) -> String {
+        let Some(effects) = self.judge.resume(clock::boottime()) else {
+            return "there is no storm: evictions are not stopped by one".to_owned();
+        };
+        warn!("the operator ends the storm");
+        self.carry_out(effects);
+        drop(self.keep_now());
+        "the storm is over: what breaches now is part of no other until it has been quiet".to_owned()
     }
 
     fn release(&mut self, id: ContainerId) -> String {

@@ -53,6 +53,7 @@ impl Guard {
         self.judge.wall_clock(clock::wall_ahead());
         let effects = self.judge.sample(now, nanos, moved);
         self.carry_out(effects);
+        self.metrics.storm.set(self.judge.storm().into());
         self.order_all();
     }
 

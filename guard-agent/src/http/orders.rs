@@ -28,6 +28,7 @@ pub fn orders(switch: Arc<KillSwitch>, commands: Commands) -> Router {
     let switch = Router::new().route("/kill-switch", methods).with_state(switch);
     let containers = Router::new()
         .route("/release", post(release))
+        .route("/resume", post(resume))
         .route("/destinations", get(destinations))
         .route("/containers/{id}/destinations", get(destinations_of))
         .with_state(commands);
@@ -44,6 +45,11 @@ struct Which {
 async fn release(State(commands): State<Commands>, Query(which): Query<Which>) -> Response {
     let (answer, answered) = oneshot::channel();
     ask(&commands, Command::Release(which.container, answer), answered).await
+}
+
+async fn resume(State(commands): State<Commands>) -> Response {
+    let (answer, answered) = oneshot::channel();
+    ask(&commands, Command::Resume(answer), answered).await
 }
 
 async fn destinations(State(commands): State<Commands>, Query(which): Query<Which>) -> Response {

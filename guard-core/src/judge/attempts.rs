@@ -120,9 +120,12 @@ impl Attempts {
         Some(workload)
     }
 
-    /// A container is gone. What was done to its pod is remembered.
+    /// A container is gone. What was done to its pod is remembered, and how its own eviction ended is yet to be told.
     pub(super) fn gone(&mut self, id: ContainerId) {
-        self.0.remove(&Unit::Container(id));
+        let unit = Unit::Container(id);
+        if self.state(&unit) != Some(Eviction::Underway) {
+            self.0.remove(&unit);
+        }
     }
 
     /// Only containers that are there are.

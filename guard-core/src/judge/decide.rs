@@ -63,7 +63,7 @@ impl Judge {
     /// What is to be said of those that breach.
     fn alarms(&mut self, now: u64, containers: &[Container]) -> Vec<Effect> {
         let breaching: Vec<&Container> = verdict::breaching(&self.watch, containers).collect();
-        let each = breaching.iter().map(|it| Breaching { workload: &it.workload, pod: it.pod() });
+        let each = breaching.iter().map(|it| Breaching { workload: &it.workload, pod: it.pod_or_workload() });
         let storm = self.budgets.breaching(now, self.pods.len(), each);
         let still = breaching.iter().filter(|it| it.eviction != Some(Eviction::Done));
         let since = still.flat_map(|it| {
@@ -113,7 +113,7 @@ impl Container {
     }
 
     /// Its pod, for a storm; without one its workload.
-    pub(super) fn pod(&self) -> &std::sync::Arc<str> {
+    pub(super) fn pod_or_workload(&self) -> &std::sync::Arc<str> {
         self.unit.as_ref().unwrap_or(&self.workload)
     }
 }

@@ -2,8 +2,12 @@
 //!
 //! `EGRESS_GUARD_CASES` says how many worlds, 10,000 if it does not.
 
+mod deeds;
 mod evictions;
 mod node;
+mod operator;
+mod pods;
+mod relapse;
 mod seen;
 mod setup;
 mod weather;
@@ -33,7 +37,7 @@ fn what_must_never_happen_does_not_in_any_world() {
     let cases = cases();
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
     let seen = RefCell::new(Seen::default());
-    let worlds = (any::<[u16; 6]>(), prop::collection::vec(any::<u32>(), 1..80));
+    let worlds = (any::<[u16; 7]>(), prop::collection::vec(any::<u32>(), 1..80));
     let ran = runner.run(&worlds, |(setup, events)| {
         let mut world = World::new(setup).map_err(TestCaseError::fail)?;
         for event in events {

@@ -1,18 +1,19 @@
 //! A node: what its containers, its kernel and its operator do, and an agent that is driven by the real judge. Whatever
 //! happens is told to the witness.
 
-use std::sync::Arc;
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use guard_core::{
     breach::{ContainerId, Limit},
-    budget::Allowance,
-    judge::{Effect, Evicted, Judge, Orders, Settings},
+    judge::{About, Effect, Judge, Means, Orders, Settings},
     policy::{Contain, Containment, Policy},
     verdict::{Action, Contained},
 };
 
 use crate::{
-    setup::{FAR_TOO_MUCH, LEARNED, MODES, MUCH, NORMAL, S, WORKLOADS, allowance, policy, sent, settings, subject},
+    pods::{Facts, KINDS},
+    setup::{FAR_TOO_MUCH, LEARNED, MODES, MUCH, NORMAL, S, WORKLOADS, sent, settings, subject},
+    weather::Whose,
     witness::Witness,
 };
 
@@ -22,6 +23,10 @@ const TICKS: [u64; 8] = [1, 1, 1, 4, 4, 9, 11, 200];
 const LAPSE: u64 = 10 * S;
 /// ... unless containments are to outlive it.
 const OUTLIVE: u64 = 1_000_000 * S;
+/// So much is the wall clock ahead.
+pub(crate) const WALL: u64 = 1_700_000_000 * S;
+/// So many containers there are at most.
+const MOST: usize = 8;
 
 /// What the judge was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,16 +37,26 @@ pub(crate) enum Call {
     Contained(ContainerId),
     /// Something that a verdict follows.
     Decides,
+    /// That the operator ends the storm; a verdict follows.
+    Resumes,
+}
+
+/// What an eviction ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Whole {
+    Pod(u64),
+    Container(ContainerId),
 }
 
 /// A container, and what the kernel has of it.
 pub(crate) struct Cell {
     pub(crate) id: ContainerId,
     pub(crate) workload: usize,
+    pub(crate) pod: Option<u64>,
     /// The index of its policy; none has the last.
-    policy: usize,
+    pub(crate) policy: usize,
     /// The limits that it is over now, one bit each.
-    over: u8,
+    pub(crate) over: u8,
     /// Samples for which it may still count as being over its baseline.
     lag: u8,
     /// What the agent last ordered.
@@ -55,16 +70,19 @@ pub(crate) struct Node {
     pub(crate) now: u64,
     pub(crate) settings: Settings,
     pub(crate) kill_switch: bool,
-    pub(crate) protected: Option<&'static str>,
+    /// Why nothing is evicted.
+    pub(crate) nothing: Option<&'static str>,
+    pub(crate) only_pods: bool,
     pub(crate) cells: Vec<Cell>,
+    pub(crate) pods: BTreeMap<u64, Facts>,
     lapse: u64,
     born: u64,
 }
 
 /// A node, its agent and who watches it.
 pub(crate) struct World {
-    node: Node,
-    judge: Judge,
+    pub(crate) node: Node,
+    pub(crate) judge: Judge,
     pub(crate) witness: Witness,
 }
 
@@ -81,12 +99,21 @@ impl Node {
         self.cells.iter_mut().find(|cell| cell.id == id).ok_or_else(|| format!("{id:?} is not there"))
     }
 
-    fn ids(&self) -> Vec<ContainerId> {
+    pub(crate) fn ids(&self) -> Vec<ContainerId> {
         self.cells.iter().map(|cell| cell.id).collect()
     }
 
+    pub(crate) fn means(&self) -> Means {
+        Means { only_pods: self.only_pods, nothing: self.nothing.map(Cow::Borrowed) }
+    }
+
+    /// Seconds since 1970.
+    pub(crate) const fn wall(&self) -> i64 {
+        ((self.now + WALL) / S) as i64
+    }
+
     /// The kernel lets go of what nobody renewed, and contains by itself what crosses its rate.
-    fn kernel(&mut self) {
+    pub(crate) fn kernel(&mut self) {
         for cell in &mut self.cells {
             cell.held = cell.held.filter(|(_, until)| *until > self.now);
             let crosses = cell.is_over(Limit::Rate) && cell.orders.egress.is_some() && cell.held.is_none();
@@ -100,6 +127,14 @@ impl Node {
 }
 
 impl Cell {
+    pub(crate) fn whole(&self) -> Whole {
+        self.pod.map_or(Whole::Container(self.id), Whole::Pod)
+    }
+
+    pub(crate) fn whose(&self) -> Whose {
+        self.pod.ok_or(self.workload)
+    }
+
     fn is_over(&self, limit: Limit) -> bool {
         self.over & 1 << limit as u32 != 0
     }
@@ -124,159 +159,128 @@ impl Cell {
 }
 
 impl World {
-    pub(crate) fn new([a, b, c, mode, budgets, containers]: [u16; 6]) -> Result<Self, String> {
+    pub(crate) fn new([a, b, c, mode, budgets, containers, pods]: [u16; 7]) -> Result<Self, String> {
         let settings = settings([a, b, c], budgets, MODES[usize::from(mode & 7)]);
-        let protected = (mode >> 3).is_multiple_of(16).then_some("it must not be");
+        let nothing = (mode >> 3).is_multiple_of(16).then_some("it must not be");
         let lapse = if (mode >> 7).is_multiple_of(4) { OUTLIVE } else { LAPSE };
-        let mut judge = Judge::new(settings.clone(), protected);
+        let node = Node {
+            now: 1000 * S,
+            settings,
+            kill_switch: false,
+            nothing,
+            only_pods: pods & 1 == 1,
+            cells: Vec::new(),
+            pods: BTreeMap::new(),
+            lapse,
+            born: 0,
+        };
+        let mut judge = Judge::new(node.settings.clone(), node.means());
+        judge.wall_clock(WALL);
         judge.restore(0, serde_json::from_str(&LEARNED).map_err(|error| error.to_string())?, false);
-        let node = Node { now: 1000 * S, settings, kill_switch: false, protected, cells: Vec::new(), lapse, born: 0 };
         let mut world = Self { node, judge, witness: Witness::default() };
         for index in 0..=containers & 3 {
-            world.come((containers >> (4 * index)) as u8)?;
+            world.come((containers >> (4 * index)) as u8, (pods >> (4 * index)) as u8)?;
         }
         Ok(world)
     }
 
     /// Something happens.
     pub(crate) fn event(&mut self, event: u32) -> Result<(), String> {
-        let [what, who, how, _] = event.to_be_bytes();
+        let [what, who, how, more] = event.to_be_bytes();
         self.node.now += 1;
         let index = usize::from(who) % self.node.cells.len().max(1);
         let whom = self.node.cells.get(index).map(|cell| cell.id);
-        match (what % 32, whom) {
-            (0..=11, _) => self.time_passes(how),
-            (20, _) => {
-                self.node.kill_switch = how < 0x60;
-                let effects = self.judge.kill_switch(self.node.now, self.node.kill_switch);
-                self.tell(Call::Decides, effects)
-            }
-            (21, _) => self.reload(|settings| {
-                settings.policies.mode = MODES[usize::from(how & 7)];
-                let new = allowance(u16::from_le_bytes([who, how]));
-                settings.allowance = Allowance { storm: settings.allowance.storm, ..new };
-            }),
-            (22, _) => self.reload(|settings| {
-                let changed = usize::from(how) % 3;
-                settings.policies.policies[changed] = policy(changed, u16::from_le_bytes([who, how]));
-            }),
-            (23, _) if self.node.cells.len() < 6 => self.come(how),
-            (24, _) => self.restart(who, how),
-            (12..=19, Some(_)) => {
+        match (what % 40, whom) {
+            (0..=13, _) => self.time_passes(how),
+            (14..=20, Some(_)) => {
                 self.node.cells[index].over ^= 1 << (how & 3);
                 Ok(())
             }
-            (25, Some(id)) => {
+            (21..=27, _) => self.operator(what % 40 - 21, who, how, more),
+            (28, _) => self.restart(who, how),
+            (29..=30, _) if self.node.cells.len() < MOST => self.come(how, more),
+            (31, Some(id)) => self.go(id),
+            (32, Some(id)) => {
                 self.node.cells[index].policy = usize::from(how & 3);
                 self.appear(id)
             }
-            (26, Some(id)) => {
+            (33, Some(id)) => {
                 self.witness.released(id);
                 let effects = self.judge.release(self.node.now, id).ok_or("it is there, and not known")?;
                 self.tell(Call::Decides, effects)
             }
-            (27, Some(id)) => self.go(id),
-            (28..=30, Some(id)) => self.evicted(id, how),
-            (31, Some(id)) => {
+            (34, Some(id)) => {
                 // Somebody cleared bpffs.
                 self.node.cells[index].held = None;
                 self.hear(id)
             }
+            (35..=37, _) => self.evicted(usize::from(who), how),
+            (38, Some(_)) => self.changed(index, how),
             _ => Ok(()),
         }
     }
 
-    fn reload(&mut self, change: impl FnOnce(&mut Settings)) -> Result<(), String> {
-        change(&mut self.node.settings);
-        let effects = self.judge.reload(self.node.now, self.node.settings.clone());
-        self.tell(Call::Decides, effects)
+    /// A container, in a new pod, in the pod of another one or in none.
+    fn come(&mut self, how: u8, more: u8) -> Result<(), String> {
+        let (policy, workload) = (usize::from(how & 3), usize::from(how >> 2 & 3));
+        let others: Vec<u64> = self.node.pods.keys().copied().collect();
+        let pod = match more & 3 {
+            0 => None,
+            1 if !others.is_empty() => Some(others[usize::from(how >> 4) % others.len()]),
+            _ => {
+                self.node.born += 1;
+                let (uid, kind, told) = (self.node.born, KINDS[usize::from(more >> 2 & 7)], more >> 5 != 0);
+                let created = self.node.wall() - if how & 0x80 == 0 { 100 } else { 0 };
+                self.node.pods.insert(uid, Facts { uid, workload, kind, told, created });
+                Some(uid)
+            }
+        };
+        let workload = pod.map_or(workload, |uid| self.node.pods[&uid].workload);
+        // Every other one is over some limit from the start.
+        let over = if how & 0x40 == 0 { 0 } else { 1 << (how >> 4 & 3) };
+        self.born(workload, pod, policy, over)
     }
 
-    fn come(&mut self, how: u8) -> Result<(), String> {
+    fn born(&mut self, workload: usize, pod: Option<u64>, policy: usize, over: u8) -> Result<(), String> {
         self.node.born += 1;
-        let id = ContainerId(self.node.born);
-        let (policy, workload) = (usize::from(how & 3), usize::from(how >> 2 & 3));
-        self.node.cells.push(Cell { id, workload, policy, over: 0, lag: 0, orders: Orders::default(), held: None });
+        let (id, orders) = (ContainerId(self.node.born), Orders::default());
+        self.node.cells.push(Cell { id, workload, pod, policy, over, lag: 0, orders, held: None });
         self.appear(id)
     }
 
+    /// Its controller makes another pod like it.
+    pub(crate) fn replace(&mut self, pod: u64, policy: usize, over: u8) -> Result<(), String> {
+        let Some(facts) = self.node.pods.get(&pod).copied() else { return Ok(()) };
+        self.node.born += 1;
+        let uid = self.node.born;
+        self.node.pods.insert(uid, Facts { uid, created: self.node.wall() - 100, ..facts });
+        self.born(facts.workload, Some(uid), policy, over)
+    }
+
     /// The judge hears of a container, or more of it.
-    fn appear(&mut self, id: ContainerId) -> Result<(), String> {
-        let Cell { policy, workload, .. } = self.node.find(id)?;
-        let effects = self.judge.appeared(self.node.now, id, subject(*policy), WORKLOADS[*workload].into());
+    pub(crate) fn appear(&mut self, id: ContainerId) -> Result<(), String> {
+        let Cell { policy, workload, pod, .. } = self.node.find(id)?;
+        let pod = pod.map(|uid| &self.node.pods[&uid]);
+        let about = About {
+            unit: pod.map(Facts::name),
+            pod: pod.and_then(Facts::pod),
+            ..About::on_its_own(subject(*policy), WORKLOADS[*workload].into())
+        };
+        let effects = self.judge.appeared(self.node.now, id, about);
         self.witness.known.insert(id);
         self.tell(Call::Quiet, effects)
     }
 
-    fn go(&mut self, id: ContainerId) -> Result<(), String> {
+    pub(crate) fn go(&mut self, id: ContainerId) -> Result<(), String> {
         self.node.cells.retain(|cell| cell.id != id);
+        self.node.pods.retain(|uid, _| self.node.cells.iter().any(|cell| cell.pod == Some(*uid)));
         self.witness.known.remove(&id);
         let effects = self.judge.gone(self.node.now, id);
         self.tell(Call::Quiet, effects)
     }
 
-    /// An eviction that is underway ends; or else it hangs.
-    fn evicted(&mut self, id: ContainerId, how: u8) -> Result<(), String> {
-        let retry_at = self.node.now + u64::from(how) * S / 4;
-        let outcome = match how & 3 {
-            0 | 1 => Evicted::Done,
-            2 => Evicted::Untouched { retry_at },
-            _ => Evicted::Broken { retry_at },
-        };
-        if !self.witness.evicted(id, outcome) {
-            return Ok(());
-        }
-        // Most are gone soon, and some before that is told.
-        let goes = outcome == Evicted::Done && how & 0b1100 != 0;
-        if goes && how & 0b1_0000 != 0 {
-            self.go(id)?;
-            self.judge.evicted(id, outcome);
-            return Ok(());
-        }
-        self.judge.evicted(id, outcome);
-        if goes { self.go(id) } else { Ok(()) }
-    }
-
-    /// Another agent goes on from what this one saved; the kernel goes on meanwhile, and lets go if it takes too long.
-    fn restart(&mut self, who: u8, how: u8) -> Result<(), String> {
-        let mut saved = serde_json::to_string(&self.judge.save()).map_err(|error| error.to_string())?;
-        self.node.now += u64::from(how % 16) * S;
-        self.node.kernel();
-        if how & 0x30 == 0 && !self.node.cells.is_empty() {
-            let gone = self.node.cells.swap_remove(usize::from(who) % self.node.cells.len()).id;
-            self.witness.known.remove(&gone);
-        }
-        if how & 0x40 != 0 {
-            self.node.settings.policies.mode = MODES[usize::from(who & 7)];
-        }
-        // Some do not live until all have appeared.
-        let lives = if how & 0x80 != 0 { vec![self.node.cells.len() / 2, usize::MAX] } else { vec![usize::MAX] };
-        for count in lives {
-            let mut judge = Judge::new(self.node.settings.clone(), self.node.protected);
-            let state = serde_json::from_str(&saved).map_err(|error| error.to_string())?;
-            let lost = judge.restore(self.node.now, state, true);
-            assert_eq!(lost, [""; 0], "lost by a restart");
-            self.judge = judge;
-            self.witness.restarted();
-            let effects = self.judge.kill_switch(self.node.now, self.node.kill_switch);
-            self.tell(Call::Decides, effects)?;
-            for id in self.node.ids().into_iter().take(count) {
-                self.node.now += 1;
-                self.appear(id)?;
-                let held = self.node.find(id)?.held.map(|(contained, _)| contained);
-                let effects = self.judge.contained(self.node.now, id, held);
-                self.tell(Call::Contained(id), effects)?;
-            }
-            saved = serde_json::to_string(&self.judge.save()).map_err(|error| error.to_string())?;
-        }
-        self.witness.settling = false;
-        let effects = self.judge.settled(self.node.now);
-        self.tell(Call::Quiet, effects)?;
-        self.node.ids().into_iter().try_for_each(|id| self.packets(id))
-    }
-
     /// A few samples, and what the kernel says between them.
-    fn time_passes(&mut self, how: u8) -> Result<(), String> {
+    pub(crate) fn time_passes(&mut self, how: u8) -> Result<(), String> {
         for _ in 0..=how >> 6 {
             let tick = TICKS[usize::from(how & 7)];
             self.node.now += tick * S;
@@ -304,7 +308,7 @@ impl World {
     }
 
     /// The agent looks whether the kernel holds a container.
-    fn hear(&mut self, id: ContainerId) -> Result<(), String> {
+    pub(crate) fn hear(&mut self, id: ContainerId) -> Result<(), String> {
         let told = self.node.find(id)?.held.map(|(contained, _)| contained);
         let news = match (told, self.judge.contained_now(id)) {
             (Some(told), known) => known.is_none_or(|known| known.since != told.since),
@@ -321,7 +325,7 @@ impl World {
 
     /// Packets that find a bucket empty: at once, or those that contained the container just now or while there was no
     /// agent.
-    fn packets(&mut self, id: ContainerId) -> Result<(), String> {
+    pub(crate) fn packets(&mut self, id: ContainerId) -> Result<(), String> {
         let cell = self.node.find(id)?;
         let fresh = cell.held.map(|(held, _)| held.since).filter(|since| !self.witness.knows(id, *since));
         let rate =
@@ -347,7 +351,7 @@ impl World {
     }
 
     /// What follows is watched, done and ordered.
-    fn tell(&mut self, told: Call, effects: Vec<Effect>) -> Result<(), String> {
+    pub(crate) fn tell(&mut self, told: Call, effects: Vec<Effect>) -> Result<(), String> {
         self.witness.hear(&self.node, told, &effects)?;
         let (now, lapse) = (self.node.now, self.node.lapse);
         for effect in effects {

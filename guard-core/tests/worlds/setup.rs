@@ -7,12 +7,14 @@ use guard_core::{
     breach::ContainerId,
     budget::Allowance,
     identity::Labels,
-    judge::{Judge, Settings},
+    judge::{About, Judge, Means, Settings},
+    overrides::Overrides,
     policy::{
-        BaselineLimit, Budget, Contain, Containment, Count, EgressLimits, Evict, Matcher, Mode, OnBreach, Policies,
-        Policy, Quota, RateLimit, Storm, Subject,
+        BaselineLimit, Budget, Budgets, Contain, Containment, Count, EgressLimits, Evict, Matcher, Mode, OnBreach,
+        Policies, Policy, Quota, RateLimit, Storm, Subject, WorkloadBudget,
     },
-    units::{Rate, Size},
+    safety::{Leave, Protect},
+    units::{Percent, Rate, Size},
 };
 
 /// A second.
@@ -36,9 +38,9 @@ const BUCKET: RateLimit = RateLimit { rate: rate(1_000_000), burst: size(1) };
 
 /// What an agent of another boot left: it had learned what is normal for the workloads.
 pub(crate) static LEARNED: LazyLock<String> = LazyLock::new(|| {
-    let mut judge = Judge::new(settings([0, 0, 0], 0, Mode::Observe), None);
+    let mut judge = Judge::new(settings([0, 0, 0], 0, Mode::Observe), Means::default());
     for (id, workload) in (1..).map(ContainerId).zip(WORKLOADS) {
-        judge.appeared(S, id, subject(0), workload.into());
+        judge.appeared(S, id, About::on_its_own(subject(0), workload.into()));
     }
     for second in 2..100 {
         let moved = (1..=4).map(|id| (ContainerId(id), sent(NORMAL, 0)));
@@ -65,7 +67,7 @@ pub(crate) fn sent(bytes: u64, dropped: u64) -> Totals {
 
 /// A container for which the policy of this index holds, if there is one.
 pub(crate) fn subject(policy: usize) -> Subject {
-    Subject { names: Labels::default(), labels: [label(policy)].into() }
+    Subject { names: Labels::default(), labels: [label(policy)].into(), ..Subject::default() }
 }
 
 fn label(policy: usize) -> (String, String) {
@@ -80,7 +82,10 @@ pub(crate) fn policy(index: usize, bits: u16) -> Arc<Policy> {
     let pick = |from: [u64; 4], index: u32| Duration::from_secs(from[usize::from(bits >> index & 3)]);
     let how = if bit(bits, 4) { Containment::Block } else { Containment::Throttle(rate(1000)) };
     let contain = Contain { how, length: pick([5, 30, 60, 600], 7) };
-    let evict = Evict { after: pick([0, 3, 10, 30], 9), grace: Duration::from_secs(1) };
+    let min_age = Duration::from_secs(if bit(bits, 15) { 60 } else { 0 });
+    let leave = Leave { unmanaged: bit(bits, 13), daemon_sets: bit(bits, 14), min_age, ..Leave::default() };
+    let grace = bit(bits, 10).then_some(Duration::from_secs(1));
+    let evict = Evict { after: pick([0, 3, 10, 30], 9), grace, leave };
     Arc::new(Policy {
         name: index.to_string(),
         matcher: Matcher { labels: [label(index)].into(), ..Matcher::default() },
@@ -103,14 +108,24 @@ pub(crate) fn allowance(bits: u16) -> Allowance {
     let number = |index: u32, most: u16| NonZeroU64::new(u64::from(bits >> index & 7) % u64::from(most) + 1);
     let number = |index, most| number(index, most).expect("at least one");
     let per = |index: u32| Duration::from_secs([30, 300, 1000, 3600][usize::from(bits >> index & 3)]);
+    let Budgets { workload, cluster, .. } = Budgets::default();
+    let pods = [100, 40, 60, 30][usize::from(bits >> 3 & 3)];
+    let pods = Percent::new(pods).expect("a part");
     Allowance {
-        node: Budget { evictions: number(0, 3), per: per(3) },
-        workload: Budget { evictions: number(5, 2), per: per(8) },
-        storm: Storm { workloads: number(10, 4).saturating_add(1), per: per(13) },
+        node: Budget { evictions: number(0, 4), per: per(3) },
+        workload: WorkloadBudget { evictions: number(5, 3), per: per(8), ..workload },
+        cluster,
+        storm: Storm { workloads: number(10, 4).saturating_add(1), pods, per: per(13) },
     }
 }
 
 pub(crate) fn settings(policies: [u16; 3], budgets: u16, mode: Mode) -> Settings {
     let policies = policies.into_iter().enumerate().map(|(index, bits)| policy(index, bits)).collect();
-    Settings { policies: Policies { mode, policies }, allowance: allowance(budgets) }
+    Settings {
+        policies: Policies { mode, policies },
+        allowance: allowance(budgets),
+        protect: Protect::default(),
+        overrides: Overrides::default(),
+        dry_run: false,
+    }
 }

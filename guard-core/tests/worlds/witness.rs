@@ -8,23 +8,24 @@ use std::{
 
 use guard_core::{
     breach::{Breach, ContainerId, Limit},
-    budget::{Alarm, Refused},
+    budget::Alarm,
     judge::{Effect, Evicted, Judge, Orders},
-    policy::{Contain, Mode, Policy},
-    verdict::{Action, Declined, Refusal},
+    policy::{Mode, Policy},
+    verdict::Action,
     watch::{CLEAR, Closed, Closing},
 };
 
 use crate::{
-    evictions::{Evictions, Outcome},
+    evictions::Evictions,
     node::{Call, Cell, Node},
+    relapse::Relapses,
     seen::Seen,
-    setup::S,
-    weather::Weather,
+    setup::WORKLOADS,
+    weather::{Weather, Whose},
 };
 
 /// A breach, once and for all.
-type Key = (ContainerId, Limit, u64);
+pub(crate) type Key = (ContainerId, Limit, u64);
 
 /// What happened so far.
 #[derive(Default)]
@@ -34,39 +35,44 @@ pub(crate) struct Witness {
     pub(crate) known: BTreeSet<ContainerId>,
     /// It does not know all yet.
     pub(crate) settling: bool,
-    open: BTreeSet<Key>,
-    ever: BTreeSet<Key>,
+    pub(crate) open: BTreeSet<Key>,
+    pub(crate) ever: BTreeSet<Key>,
     /// Those that a containment was for.
-    contained: BTreeSet<Key>,
+    pub(crate) contained: BTreeSet<Key>,
     /// When those containments began.
-    begun: BTreeSet<(ContainerId, u64)>,
+    pub(crate) begun: BTreeSet<(ContainerId, u64)>,
     /// Those that the operator forgave.
-    forgiven: BTreeSet<Key>,
+    pub(crate) forgiven: BTreeSet<Key>,
     /// When there was a sign of a breach last, surely and at the latest.
-    signs: BTreeMap<(ContainerId, Limit), (u64, u64)>,
-    evictions: Evictions,
+    pub(crate) signs: BTreeMap<(ContainerId, Limit), (u64, u64)>,
+    pub(crate) evictions: Evictions,
     /// What was declined, ever and by the last verdict.
-    declined: BTreeSet<(ContainerId, Mode)>,
-    just_declined: Vec<(ContainerId, Limit, Mode, &'static str)>,
-    weather: Weather,
+    pub(crate) declined: BTreeSet<(ContainerId, Mode)>,
+    pub(crate) just_declined: Vec<(ContainerId, Limit, Mode, &'static str)>,
+    pub(crate) weather: Weather,
+    pub(crate) relapses: Relapses,
 }
 
-fn key(breach: &Breach) -> Key {
+pub(crate) fn key(breach: &Breach) -> Key {
     (breach.container, breach.limit, breach.since)
 }
 
-fn must(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+pub(crate) fn must(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(what()) }
 }
 
 /// Each rule, and what is said if it does not hold.
-fn all<const N: usize>(rules: [(bool, &str); N], what: impl FnOnce() -> String) -> Result<(), String> {
+pub(crate) fn all<const N: usize>(rules: [(bool, &str); N], what: impl FnOnce() -> String) -> Result<(), String> {
     let broken = rules.into_iter().find(|(holds, _)| !holds);
     broken.map_or(Ok(()), |(_, rule)| Err(format!("{rule}: {}", what())))
 }
 
-const fn nanos(length: Duration) -> u64 {
+pub(crate) const fn nanos(length: Duration) -> u64 {
     length.as_nanos() as u64
+}
+
+fn not_cured(workload: usize) -> Alarm {
+    Alarm::NotCured { workload: WORKLOADS[workload].into() }
 }
 
 impl Witness {
@@ -92,26 +98,46 @@ impl Witness {
     }
 
     /// An agent was there, and another one is.
-    pub(crate) fn restarted(&mut self) {
+    pub(crate) fn restarted(&mut self, node: &Node) {
         self.seen.saw("restart", if self.open.is_empty() { "" } else { "in a breach" });
         self.known.clear();
         self.settling = true;
         self.just_declined.clear();
-        self.evictions.lose();
+        self.evictions.lose(node.now);
+        self.reloaded(node);
     }
 
-    /// How an eviction ended. `false`: none is underway.
-    pub(crate) fn evicted(&mut self, id: ContainerId, how: Evicted) -> bool {
-        let was_open = self.evictions.end(id, how);
-        let name = match how {
-            Evicted::Done => "done",
-            Evicted::Untouched { .. } => "untouched",
-            Evicted::Broken { .. } => "broken",
-        };
-        if was_open {
-            self.seen.saw("evicted", name);
+    /// Other settings hold.
+    pub(crate) fn reloaded(&mut self, node: &Node) {
+        if !node.settings.dry_run {
+            self.evictions.earnest();
         }
-        was_open
+    }
+
+    pub(crate) const fn is_storm(&self) -> bool {
+        self.weather.is_storm()
+    }
+
+    /// How an eviction ended, and what is to be said of that.
+    pub(crate) fn evicted(&mut self, node: &Node, id: ContainerId, how: Evicted) -> Option<Alarm> {
+        let (at, workload, done) = self.evictions.end(id, how, node.settings.dry_run)?;
+        self.seen.saw(
+            "evicted",
+            match how {
+                Evicted::Done => "done",
+                Evicted::Untouched { .. } => "untouched",
+                Evicted::Broken { .. } => "broken",
+                Evicted::NotCured => "not_cured",
+            },
+        );
+        if done {
+            self.relapses.evicted(at, workload);
+        }
+        let news = how == Evicted::NotCured && self.relapses.told(node.now, workload);
+        if news {
+            self.seen.saw("not_cured", "told");
+        }
+        news.then(|| not_cured(workload))
     }
 
     /// Whether it was told what a containment is for.
@@ -128,7 +154,7 @@ impl Witness {
         self.contains(rate, since)
     }
 
-    fn contains(&mut self, key: Key, since: u64) -> Result<(), String> {
+    pub(crate) fn contains(&mut self, key: Key, since: u64) -> Result<(), String> {
         self.begun.insert((key.0, since));
         must(!self.forgiven.contains(&key), || format!("contained though the operator released it: {key:?}"))?;
         must(self.contained.insert(key), || format!("contained twice for {key:?}"))
@@ -137,20 +163,21 @@ impl Witness {
     /// What followed from a call, before it is carried out.
     pub(crate) fn hear(&mut self, node: &Node, call: Call, effects: &[Effect]) -> Result<(), String> {
         let is_closed = |effect: &Effect| matches!(effect, Effect::Closed(_));
-        must(call == Call::Decides || effects.iter().all(is_closed), || format!("after {call:?}: {effects:?}"))?;
+        let decides = matches!(call, Call::Decides | Call::Resumes);
+        must(decides || effects.iter().all(is_closed), || format!("after {call:?}: {effects:?}"))?;
         let breaches = |effect: &Effect| matches!(effect, Effect::Opened(_) | Effect::Closed(_));
         let (before, after) = effects.split_at(effects.iter().take_while(|effect| breaches(effect)).count());
         let mut let_go: Vec<ContainerId> = if let Call::Contained(id) = call { vec![id] } else { vec![] };
         for effect in before {
             self.effect(node, effect, &mut let_go, effects)?;
         }
-        if call != Call::Decides {
+        if !decides {
             return Ok(());
         }
-        let alarms: Vec<Alarm> =
-            after.iter().filter_map(|it| if let Effect::Alarm(alarm) = it { Some(*alarm) } else { None }).collect();
-        let expected = self.weather(node);
-        must(alarms == expected.as_slice(), || format!("said {alarms:?} instead of {expected:?}"))?;
+        let alarm = |effect: &Effect| if let Effect::Alarm(alarm) = effect { Some(alarm.clone()) } else { None };
+        let alarms: Vec<Alarm> = after.iter().filter_map(alarm).collect();
+        let expected = self.alarms(node, call);
+        must(alarms == expected, || format!("said {alarms:?} instead of {expected:?}"))?;
         let before = std::mem::take(&mut self.just_declined);
         for effect in after {
             self.effect(node, effect, &mut let_go, effects)?;
@@ -177,6 +204,7 @@ impl Witness {
             }
             Effect::Declined(declined) => self.declined(node, declined),
             Effect::Alarm(_) => Ok(()),
+            Effect::BadAnnotation { .. } => Err("there are no annotations".to_owned()),
         }
     }
 
@@ -219,116 +247,45 @@ impl Witness {
         all(rules, || format!("closed: {closed:?}"))
     }
 
-    /// What is to be said of the workloads that breach.
-    fn weather(&mut self, node: &Node) -> Option<Alarm> {
-        let breaches = |cell: &&Cell| {
-            self.known.contains(&cell.id) && self.open.iter().any(|key| key.0 == cell.id && key.1 != Limit::Ingress)
+    /// What is to be said of those that breach.
+    fn alarms(&mut self, node: &Node, call: Call) -> Vec<Alarm> {
+        let mut alarms = Vec::new();
+        let of = |cell: &Cell| {
+            let egress = self.open.iter().filter(|key| key.0 == cell.id && key.1 != Limit::Ingress);
+            egress.map(|key| key.2).collect::<Vec<_>>()
         };
-        let breaching = node.cells.iter().filter(breaches).fold(0, |bits, cell| bits | 1 << cell.workload);
-        let alarm = self.weather.look(node.now, breaching, node.settings.allowance.storm)?;
-        self.seen.saw(if alarm == Alarm::Calm { "calm" } else { "storm" }, "");
-        Some(alarm)
-    }
-
-    fn action(&mut self, node: &Node, action: &Action, effects: &[Effect]) -> Result<(), String> {
-        let cell = node.find(action.container())?;
-        let policy = node.policy(cell);
-        let what = || format!("at {}: {action:?}, {:?}, by {policy:?}", node.now, cell.held);
-        match action {
-            Action::Release { why, contained, .. } => {
-                self.seen.saw("release", why.name());
-                let held = cell.held.is_none_or(|(held, _)| (held.how, held.since) == (contained.how, contained.since));
-                all([(held, "released is another containment")], what)
-            }
-            Action::Contain { how, until, reason } => {
-                self.seen.saw("contain", "");
-                let contain = policy.and_then(|policy| policy.on_breach.contain);
-                let as_said = |it: Contain| *how == it.how && *until == node.now + nanos(it.length);
-                let rules = [
-                    (contain.is_some_and(as_said), "not as the policy says"),
-                    (cell.held.is_none(), "it is contained"),
-                ];
-                all(rules, what)?;
-                self.may_act(node, cell, reason).map_err(|why| format!("{why} {}", what()))?;
-                self.contains(key(reason), node.now)
-            }
-            Action::Evict { reason, .. } => {
-                self.may_act(node, cell, reason).map_err(|why| format!("{why} {}", what()))?;
-                self.evict(node, cell, reason, effects).map_err(|why| format!("{why} {}", what()))
-            }
+        let mut known: Vec<&Cell> = node.cells.iter().filter(|cell| self.known.contains(&cell.id)).collect();
+        known.sort_by_key(|cell| cell.id);
+        let breaching: Vec<_> = known.iter().filter(|cell| !of(cell).is_empty()).collect();
+        let workloads: Vec<(usize, Whose)> = breaching.iter().map(|cell| (cell.workload, cell.whose())).collect();
+        let pods: BTreeSet<Whose> = known.iter().map(|cell| cell.whose()).collect();
+        let done = |cell: &Cell| self.evictions.is_done(cell.whole());
+        if breaching.iter().any(|cell| cell.pod.is_some() && done(cell)) {
+            self.seen.saw("breach", "of a pod that was evicted");
         }
-    }
-
-    /// What holds of all that is done to a container.
-    fn may_act(&self, node: &Node, cell: &Cell, reason: &Breach) -> Result<(), String> {
-        let rules = [
-            (node.settings.policies.mode != Mode::Observe, "in mode observe"),
-            (!node.kill_switch, "against the kill switch"),
-            (self.open.contains(&key(reason)), "without a breach"),
-            (reason.container == cell.id, "for another's breach"),
-            (reason.limit != Limit::Ingress, "for ingress"),
-            (!self.forgiven.contains(&key(reason)), "though the operator released it"),
-        ];
-        all(rules, String::new)
-    }
-
-    fn evict(&mut self, node: &Node, cell: &Cell, reason: &Breach, effects: &[Effect]) -> Result<(), String> {
-        let policy = node.policy(cell).ok_or("without a policy")?;
-        let evict = policy.on_breach.evict.ok_or("and the policy says nothing")?;
-        let (_, latest) = self.signs.get(&(cell.id, reason.limit)).copied().unwrap_or_default();
-        let contains = |effect: &Effect| matches!(effect, Effect::Act(Action::Contain { reason, .. }) if reason.container == cell.id);
-        let releases =
-            |effect: &Effect| matches!(effect, Effect::Act(Action::Release { container, .. }) if *container == cell.id);
-        let held = cell.held.is_some() || effects.iter().any(contains);
-        let rules = [
-            (node.settings.policies.mode == Mode::Evict, "not in mode evict"),
-            (latest.saturating_sub(reason.since) >= nanos(evict.after), "too soon"),
-            (held || policy.on_breach.contain.is_none(), "not contained first"),
-            (!effects.iter().any(releases), "as it is let go"),
-            (node.protected.is_none(), "though it is protected"),
-            (self.evictions.may(node.now, cell.id), "twice"),
-            (!self.weather.is_storm(), "in a storm"),
-            (!self.is_node_spent(node), "beyond the node's budget"),
-            (!self.is_workload_spent(node, cell), "beyond the workload's budget"),
-        ];
-        all(rules, String::new)?;
-        let before = self.evictions.begin(node.now, cell, node.now + nanos(evict.grace) + 60 * S);
-        let which = match before {
-            None => "",
-            Some(Outcome::Lost) => "after it was lost",
-            Some(_) => "again",
-        };
-        self.seen.saw("evict", which);
-        Ok(())
-    }
-
-    fn is_node_spent(&self, node: &Node) -> bool {
-        self.evictions.are_spent(node.now, node.settings.allowance.node, None)
-    }
-
-    fn is_workload_spent(&self, node: &Node, cell: &Cell) -> bool {
-        self.evictions.are_spent(node.now, node.settings.allowance.workload, Some(cell.workload))
-    }
-
-    fn declined(&mut self, node: &Node, declined: &Declined) -> Result<(), String> {
-        let Declined { what, reason, why } = declined;
-        self.seen.saw("decline", why.name());
-        let cell = node.find(reason.container)?;
-        let justified = match why {
-            Refusal::KillSwitch => node.kill_switch,
-            Refusal::Protected(why) => node.protected == Some(why),
-            Refusal::Budget(Refused::Storm) => self.weather.is_storm(),
-            Refusal::Budget(Refused::Node) => self.is_node_spent(node),
-            Refusal::Budget(Refused::Workload) => self.is_workload_spent(node, cell),
-        };
-        self.declined.insert((cell.id, *what));
-        self.just_declined.push((cell.id, reason.limit, *what, why.name()));
-        let rules = [
-            (justified, "without need"),
-            (self.open.contains(&key(reason)), "without a breach"),
-            (reason.limit != Limit::Ingress, "for ingress"),
-        ];
-        all(rules, || format!("at {}: {declined:?}", node.now))
+        let still = breaching.iter().filter(|cell| !done(cell));
+        let still: Vec<(usize, u64)> =
+            still.flat_map(|cell| of(cell).into_iter().map(|since| (cell.workload, since))).collect();
+        if call == Call::Resumes {
+            self.seen.saw("resume", if breaching.len() > 1 { "while they breach" } else { "" });
+            self.weather.resume();
+            alarms.push(Alarm::Calm);
+        }
+        let storm = node.settings.allowance.storm;
+        alarms.extend(self.weather.look(node.now, &workloads, pods.len(), storm));
+        match alarms.last() {
+            Some(Alarm::Storm { workloads, .. }) => {
+                let share = (*workloads as u64) < storm.workloads.get();
+                self.seen.saw("storm", if share { "by share" } else { "" });
+            }
+            Some(Alarm::Calm) if call != Call::Resumes => self.seen.saw("calm", ""),
+            _ => {}
+        }
+        for workload in self.relapses.look(node.now, &still) {
+            self.seen.saw("not_cured", "");
+            alarms.push(not_cured(workload));
+        }
+        alarms
     }
 
     /// What the kernel is told to do by itself.
@@ -352,7 +309,8 @@ impl Witness {
         must(open == self.open, || format!("open are {open:?}, and said to be {:?}", self.open))?;
         let gone = self.open.iter().find(|key| node.find(key.0).is_err()).filter(|_| !self.settling);
         must(gone.is_none(), || format!("open, and the container is gone: {gone:?}"))?;
-        if call != Call::Decides {
+        must(judge.storm() == self.is_storm(), || format!("storm: {}", judge.storm()))?;
+        if !matches!(call, Call::Decides | Call::Resumes) {
             return Ok(());
         }
         for cell in node.cells.iter().filter(|cell| self.known.contains(&cell.id)) {
@@ -372,26 +330,5 @@ impl Witness {
             self.nothing_is_missing(node, cell).map_err(|why| format!("{why} {}", what()))?;
         }
         Ok(())
-    }
-
-    /// What is to be done is done, or it was said why not.
-    fn nothing_is_missing(&self, node: &Node, cell: &Cell) -> Result<(), String> {
-        let Some(policy) = node.policy(cell) else { return Ok(()) };
-        let mode = node.settings.policies.mode;
-        let said = |what| self.declined.contains(&(cell.id, what));
-        let counts = |key: &&Key| {
-            key.0 == cell.id && key.1 != Limit::Ingress && !self.forgiven.contains(key) && policy.limits(key.1)
-        };
-        let breaches: Vec<&Key> = self.open.iter().filter(counts).collect();
-        let contain = mode != Mode::Observe && policy.on_breach.contain.is_some() && !breaches.is_empty();
-        let contained = cell.held.is_some() || (node.kill_switch && said(Mode::Contain));
-        let surely = |key: &&&Key| self.signs.get(&(key.0, key.1)).map_or(0, |(surely, _)| *surely);
-        let due = policy.on_breach.evict.filter(|_| mode == Mode::Evict && self.evictions.may(node.now, cell.id));
-        let due = due
-            .is_some_and(|evict| breaches.iter().any(|key| surely(&key).saturating_sub(key.2) >= nanos(evict.after)));
-        let spent = self.is_node_spent(node) || self.is_workload_spent(node, cell);
-        let refused = node.kill_switch || node.protected.is_some() || self.weather.is_storm() || spent;
-        let rules = [(!contain || contained, "not contained"), (!due || (refused && said(Mode::Evict)), "not evicted")];
-        all(rules, String::new)
     }
 }
