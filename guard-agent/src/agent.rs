@@ -1,8 +1,9 @@
 //! Wires the tasks together, and knows which of them may fail.
 
-use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{future::Future, mem, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
+use guard_cluster::connect::Identity;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     sync::{mpsc, watch},
@@ -32,6 +33,7 @@ use crate::{
     orchestrator::{Orchestrator, local::Local},
     reload::Reload,
     snapshot::Snapshot,
+    watching::{self, Watching},
     webhook::{Endpoint, Webhook},
 };
 
@@ -70,6 +72,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// Who starts containers afresh.
     pub orchestrator: Orchestrator,
+    /// Which node this is, and which pod of it the agent.
+    pub identity: Identity,
     /// The configuration file.
     pub config: PathBuf,
     /// It was asked for, so it must be there.
@@ -95,8 +99,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         })?),
         None => None,
     };
+    let clients = options.orchestrator.clients().await?;
     let watched = Watched { root: root.clone(), pods_root, extra: config.meters.extra.clone() };
-    let (state_file, remembered) = Keeper::open(&options.state_dir)?;
+    let (state_file, mut remembered) = Keeper::open(&options.state_dir)?;
     let pins = Pins::open(&options.bpffs)?;
     // Before the programs: they take over what is pinned without a look at what it is.
     let engaged = remembered.as_ref().and_then(|remembered| remembered.kept.kill_switch.as_ref());
@@ -132,7 +137,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     // Before the first walk, so that no cgroup is missed between the two.
     let events = kernel.events()?;
     let local = match options.orchestrator {
-        Orchestrator::None => None,
+        Orchestrator::None | Orchestrator::Kubernetes => None,
         Orchestrator::Local => Some(Local::new(root)?),
     };
     for collector in local.iter().flat_map(Local::collectors) {
@@ -145,11 +150,20 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     }
     let kill_switch = View::new(kill_switch);
     kill_switch.set_file(config.kill_switch, &options.config)?;
-    let voice = Voice::new(breaches, node_name());
+    let voice = Voice::new(breaches, options.identity.node.clone());
     let keeper = state_file.keep(Arc::clone(&metrics));
-    let parts = Parts { kernel, watched, metrics, snapshots, kill_switch, voice, hammer, keeper, remembered };
+    let known = remembered.as_mut().map(|remembered| mem::take(&mut remembered.kept.pods));
+    let (roster, mut pods) = watching::begin(clients.as_ref(), &options.identity, known.unwrap_or_default(), &metrics)?;
+    let parts = Parts { kernel, watched, metrics, snapshots, kill_switch, voice, hammer, keeper, roster, remembered };
     let mut guard = Guard::new(parts, &config)?;
     guard.try_walk()?;
+    // All is metered and held; only what is shown waits a little, so that it begins with the pods' names.
+    guard.renew();
+    if guard.has_strangers()
+        && let Some(told) = pods.first().await
+    {
+        guard.on_pods(told)?;
+    }
     guard.settled_in();
     guard.say_if_idle();
     guard.sample()?;
@@ -158,7 +172,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     ready.send_replace(true);
     info!(listen = %options.listen, socket = %options.socket.display(), mode = %config.policies.mode, "ready");
 
-    let mut life = Life { guard, config, reload, path: options.config, alerts: Alerts::new(webhook) };
+    let mut life = Life { guard, config, reload, path: options.config, alerts: Alerts::new(webhook), pods };
     life.tell();
     let result = tokio::select! {
         result = life.lead(events, struck, asked) => result,
@@ -173,12 +187,6 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     result
 }
 
-/// The name by which alerts call this node.
-fn node_name() -> String {
-    let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
-    std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty()).unwrap_or_else(host)
-}
-
 /// What a running agent works on.
 struct Life {
     guard: Guard,
@@ -186,6 +194,7 @@ struct Life {
     reload: Reload,
     path: PathBuf,
     alerts: Alerts,
+    pods: Watching,
 }
 
 /// Sends alerts to where the configuration says.
@@ -242,7 +251,7 @@ impl Life {
         let (mut settle, mut look, mut keep) = (every(SETTLE), every(LOOK), every(KEEP));
         let mut renew = every(RENEW);
         loop {
-            let Self { guard, reload, .. } = self;
+            let Self { guard, reload, pods, .. } = self;
             tokio::select! {
                 biased;
                 happened = events.next() => happened.into_iter().try_for_each(|event| guard.on_event(event))?,
@@ -250,6 +259,7 @@ impl Life {
                 _ = renew.tick() => guard.renew(),
                 Some(command) = asked.recv() => guard.command(command),
                 Some((target, outcome)) = struck.recv() => guard.evicted(&target, &outcome),
+                told = pods.changed() => guard.on_pods(told?)?,
                 _ = sample.tick() => guard.sample()?,
                 _ = settle.tick(), if guard.is_draining() => guard.settle()?,
                 changed = reload.changed() => self.take(changed)?,

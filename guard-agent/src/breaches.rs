@@ -194,6 +194,19 @@ impl Breaches {
         })
     }
 
+    /// A container is called otherwise from now on. Returns its open breaches whose name is another, as they were and as
+    /// they are.
+    pub fn rename(&self, cgroup_id: u64, labels: &Labels) -> Vec<(Report, Report)> {
+        let mut reports = self.lock();
+        let of_it = |report: &&mut Report| report.cgroup_id == cgroup_id && report.labels != *labels;
+        let renamed = reports.iter_mut().filter(of_it).map(|report| {
+            let before = report.clone();
+            report.labels.clone_from(labels);
+            (before, report.clone())
+        });
+        renamed.filter(|(_, report)| report.state == State::Open).collect()
+    }
+
     /// All of them.
     pub fn newest_first(&self) -> Vec<Report> {
         self.lock().iter().rev().cloned().collect()
@@ -281,6 +294,22 @@ mod tests {
                 [{"address": "203.0.113.7", "port": 25, "protocol": "tcp", "bytes": 9_000_000, "share": 0.9}],
         }]);
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_name_that_becomes_known_is_the_name_of_all_its_breaches() {
+        let breaches = Breaches::default();
+        breaches.open(example(7));
+        breaches.close(7, Limit::Rate, example(7).opened.0);
+        breaches.open(example(7));
+        breaches.open(example(8));
+        let labels = Labels { namespace: "shop".into(), pod: "web-0".into(), container: "main".into() };
+        let renamed = breaches.rename(7, &labels);
+        let states: Vec<_> = renamed.iter().map(|(before, now)| (before.labels.clone(), now.labels.clone())).collect();
+        assert_eq!(states, [(example(7).labels, labels.clone())], "of the one that is open");
+        let names: Vec<_> = breaches.newest_first().into_iter().map(|report| report.labels).collect();
+        assert_eq!(names, [example(8).labels, labels.clone(), labels.clone()]);
+        assert_eq!(breaches.rename(7, &labels), []);
     }
 
     #[tokio::test]

@@ -61,9 +61,13 @@ pub(crate) struct Run {
     /// Folder of the state file: what is normal, what quotas have used up, what was evicted
     #[arg(long, env = "EGRESS_GUARD_STATE_DIR", value_name = "DIR", default_value = "/var/lib/egress-guard")]
     pub(crate) state_dir: PathBuf,
-    /// Who starts an evicted container afresh: none (nothing is evicted), or local (whatever supervises it on this node)
-    #[arg(long, env = "EGRESS_GUARD_ORCHESTRATOR", value_name = "NAME", default_value = "none")]
-    pub(crate) orchestrator: Orchestrator,
+    /// Who starts an evicted container afresh: none (nothing is evicted), local (whatever supervises it on this node), or
+    /// kubernetes [default: kubernetes in a pod or with KUBECONFIG, else none]
+    #[arg(long, env = "EGRESS_GUARD_ORCHESTRATOR", value_name = "NAME")]
+    pub(crate) orchestrator: Option<Orchestrator>,
+    /// The node's name in Kubernetes, and in alerts [default: the host's]
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub(crate) node_name: Option<String>,
     /// Format of the log on stderr
     #[arg(long, env = "EGRESS_GUARD_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,

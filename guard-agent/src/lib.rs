@@ -21,6 +21,7 @@ pub mod simulate;
 pub mod snapshot;
 pub mod state_file;
 pub mod trace_stream;
+mod watching;
 pub mod webhook;
 
 pub use guard_core as core;

@@ -18,6 +18,7 @@ use guard_agent::{
     core::{identity::Labels, policy::Subject},
     kernel::{kill_switch::KillSwitch, pins::Pins, probe},
     kill_switch::verb,
+    orchestrator::{self, Orchestrator},
     record,
     simulate::{self, Simulated},
 };
@@ -61,7 +62,8 @@ fn try_main() -> Result<()> {
                 config: run.config,
                 config_asked: asked("config"),
                 state_dir: run.state_dir,
-                orchestrator: run.orchestrator,
+                orchestrator: run.orchestrator.unwrap_or_else(Orchestrator::here),
+                identity: orchestrator::identity(run.node_name.filter(|name| !name.is_empty())),
                 cgroup_root: run.cgroup_root,
                 pods_root: run.pods_root,
                 bpffs: run.bpffs.bpffs,
@@ -201,6 +203,12 @@ fn start_log(format: LogFormat, kernel: bool) {
     let mut filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
     if kernel && let Ok(directive) = "guard_ebpf=trace".parse() {
         filter = filter.add_directive(directive);
+    }
+    // Of a request that fails its caller speaks, once. What the library says at each attempt is for whoever asks for it; a
+    // CA that cannot be read again nobody else says.
+    if std::env::var_os("RUST_LOG").is_none() {
+        let quiet = ["kube_runtime=off", "kube_client::client=off", "kube_client::client::tls=warn"];
+        filter = quiet.iter().filter_map(|quiet| quiet.parse().ok()).fold(filter, EnvFilter::add_directive);
     }
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {

@@ -1,6 +1,6 @@
 //! What the last sample said, for everybody who asks.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use guard_common::{Tally, Totals};
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,8 @@ use crate::{
     clock,
     core::{
         identity::Labels,
-        ledger::Ledger,
+        inventory::Pod,
+        ledger::{Ledger, Owner},
         usage::{PerClass, Rates, Traffic},
     },
     kernel::sys::ProgStats,
@@ -47,6 +48,9 @@ pub struct Container {
     /// How it stands.
     #[serde(flatten)]
     pub standing: Standing,
+    /// Its pod, as far as the API server has told of it; for the agent's own use.
+    #[serde(skip)]
+    pub pod_known: Option<Arc<Pod>>,
 }
 
 /// How a container stands with its limits.
@@ -84,6 +88,7 @@ impl Snapshot {
         meters: usize,
         programs: Option<[ProgStats; 2]>,
         standing: impl Fn(u64) -> Standing,
+        pod: impl Fn(&Owner) -> Option<Arc<Pod>>,
     ) -> Self {
         let offset = clock::wall(0);
         let containers = ledger.metered().map(|(_, owner, totals, rates)| Container {
@@ -101,6 +106,7 @@ impl Snapshot {
             rates,
             dropped_bytes: totals.egress.dropped,
             standing: standing(owner.cgroup_id),
+            pod_known: pod(owner),
         });
         Self {
             at: ledger.sampled_at(),

@@ -49,6 +49,7 @@ async fn next(snapshots: &mut watch::Receiver<Arc<Snapshot>>, begun: bool) -> Op
 #[derive(Debug)]
 struct Told {
     subject: Subject,
+    workload: String,
     totals: Totals,
 }
 
@@ -92,19 +93,21 @@ impl Recorder {
             None if self.begun => Totals::default(),
             None => totals,
         };
-        if self.told.get(&id).is_none_or(|told| told.subject != subject) {
-            let appears = trace::Container { id, subject: subject.clone(), workload: String::new(), totals: before };
+        let workload = container.pod_known.as_ref().map(|pod| pod.workload()).unwrap_or_default();
+        if self.told.get(&id).is_none_or(|told| (&told.subject, &told.workload) != (&subject, &workload)) {
+            let appears = trace::Container { id, subject: subject.clone(), workload: workload.clone(), totals: before };
             self.writer.write(&Record::Appears(appears), bytes)?;
         }
-        self.told.insert(id, Told { subject, totals });
+        self.told.insert(id, Told { subject, workload, totals });
         Ok(totals - before)
     }
 }
 
 fn subject(container: &Container) -> Subject {
-    let Container { namespace, pod, container, .. } = container;
+    let Container { namespace, pod, container, pod_known, .. } = container;
     let names = Labels { namespace: namespace.clone(), pod: pod.clone(), container: container.clone() };
-    Subject { names, ..Subject::default() }
+    let labels = pod_known.as_ref().map(|pod| pod.labels.clone()).unwrap_or_default();
+    Subject { names, labels, ..Subject::default() }
 }
 
 /// The bytes alone: packets are not recorded.

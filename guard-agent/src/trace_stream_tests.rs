@@ -3,7 +3,7 @@ use std::{pin::pin, time::Duration};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::*;
-use crate::core::trace::Reader;
+use crate::core::{inventory::Pod, trace::Reader};
 
 /// A container and what it sent to external destinations.
 fn container(cgroup_id: u64, name: &str, sent: u64) -> Container {
@@ -94,4 +94,40 @@ async fn a_slow_reader_misses_instants_but_no_bytes() {
     let bytes = [first, rest.concat()].concat();
     let records: Vec<Record> = Reader::new(&bytes).expect("a header").collect::<Result<_, _>>().expect("whole");
     assert_eq!(records, [appears(1, "web", 0), sample(10, &[]), sample(90, &[(1, 900)])]);
+}
+
+#[tokio::test]
+async fn what_the_api_server_tells_of_a_pod_is_recorded_when_it_changes() {
+    let pod = |app: &str| {
+        let labels = [("app".to_owned(), app.to_owned())].into();
+        Some(Arc::new(Pod { namespace: "ns".into(), name: "pod".into(), labels, ..Pod::default() }))
+    };
+    let snapshot = |at, pod_known| {
+        let containers = vec![Container { pod_known, ..container(1, "web", 5) }];
+        Arc::new(Snapshot { at, containers, ..Snapshot::default() })
+    };
+    let (sender, snapshots) = watch::channel(snapshot(10, None));
+    let mut frames = pin!(frames(snapshots));
+    let mut bytes = frames.next().await.expect("a part").expect("it can be written");
+    for (at, pod) in [(20, pod("a")), (30, pod("a")), (40, pod("b"))] {
+        sender.send_replace(snapshot(at, pod));
+        bytes.extend(frames.next().await.expect("a part").expect("it can be written"));
+    }
+    let records: Vec<Record> = Reader::new(&bytes).expect("a header").collect::<Result<_, _>>().expect("whole");
+    let known = |app: &str| {
+        let Record::Appears(mut known) = appears(1, "web", 5) else { unreachable!() };
+        known.subject.labels = [("app".to_owned(), app.to_owned())].into();
+        known.workload = "ns/Pod/pod".into();
+        Record::Appears(known)
+    };
+    let expected = [
+        appears(1, "web", 5),
+        sample(10, &[]),
+        known("a"),
+        sample(20, &[]),
+        sample(30, &[]),
+        known("b"),
+        sample(40, &[]),
+    ];
+    assert_eq!(records, expected);
 }

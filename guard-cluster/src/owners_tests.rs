@@ -52,15 +52,12 @@ async fn serve(server: &mut Server, answers: &[(&str, (u16, Value))]) {
 async fn of(controller: [&str; 4], answers: &[(&str, (u16, Value))]) -> String {
     let (mut owners, mut server) = world();
     let pod = pod(controller);
-    let workload = match owners.of(&pod) {
-        Some(workload) => workload,
-        None => {
-            let ((uid, workload), ()) = tokio::join!(owners.next(), serve(&mut server, answers));
-            assert_eq!(uid, controller[3]);
-            assert_eq!(owners.of(&pod).as_ref(), Some(&workload), "it is remembered");
-            workload
-        }
-    };
+    if let Some(workload) = owners.of(&pod) {
+        return workload.to_string();
+    }
+    let ((uid, workload), ()) = tokio::join!(owners.next(), serve(&mut server, answers));
+    assert_eq!(uid, controller[3]);
+    assert_eq!(owners.of(&pod).as_ref(), Some(&workload), "it is remembered");
     workload.to_string()
 }
 
@@ -148,7 +145,7 @@ async fn what_nobody_needs_any_more_is_not_asked_for() {
     let (mut owners, mut server) = world();
     assert_eq!((owners.of(&pod(RS)), owners.of(&pod(JOB))), (None, None));
     // The question is on its way when its last pod goes.
-    let on_its_way = tokio::time::timeout(Duration::from_secs(1), owners.next()).await;
+    let on_its_way = timeout(Duration::from_secs(1), owners.next()).await;
     assert!(on_its_way.is_err());
     let (request, _to) = server.next_request().await.expect("a request");
     assert_eq!(request.uri().path(), RS_PATH);

@@ -151,12 +151,14 @@ impl Pod {
         self.cgroup_uid.as_deref().unwrap_or(&self.uid)
     }
 
-    /// What its budget belongs to: its workload; without one it stands for itself.
+    /// What its budget belongs to: its workload; while that is not known its controller; without one it stands for itself.
     #[must_use]
     pub fn workload(&self) -> String {
-        match &self.workload {
-            Some(workload) => workload.to_string(),
-            None => format!("{}/Pod/{}", self.namespace, self.name),
+        let Self { namespace, name, .. } = self;
+        match (&self.workload, &self.controller) {
+            (Some(workload), _) => workload.to_string(),
+            (None, Some(Controller { kind, name, .. })) => format!("{namespace}/{kind}/{name}"),
+            (None, None) => format!("{namespace}/Pod/{name}"),
         }
     }
 

@@ -80,6 +80,11 @@ impl Roster {
         changed
     }
 
+    /// All pods.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.departed.values().chain(self.told.iter().flat_map(|told| told.pods())).map(Arc::as_ref)
+    }
+
     /// Whether the API server told anything since the agent began.
     #[must_use]
     pub fn is_told(&self) -> bool {

@@ -2,6 +2,7 @@
 //! real agent. Everything that is made is removed when it is dropped.
 
 pub mod agent;
+pub mod api;
 pub mod guarded;
 pub mod leftovers;
 pub mod limits;

@@ -12,9 +12,8 @@ use crate::{
     core::{
         breach::{ContainerId, Limit},
         event::Crossing,
-        judge::About,
         ledger::{Owner, Slot},
-        policy::{Count, Subject},
+        policy::Count,
         usage::Rates,
         verdict::Contained,
         watch::CLEAR,
@@ -41,19 +40,13 @@ impl From<Report> for Seen {
     }
 }
 
-/// What is known of a container, as far as its cgroup tells.
-fn about(owner: &Owner) -> About {
-    let names = owner.labels.clone();
-    let workload = names.workload().into();
-    About::on_its_own(Subject { names, ..Subject::default() }, workload)
-}
-
 impl Guard {
     /// A container has a slot: the judge hears of it, and the slot's programs of its limits. `adopted`: they know them
     /// from an earlier agent.
     pub(super) fn introduce(&mut self, slot: Slot, owner: &Owner, adopted: bool) {
         let (now, id) = (clock::boottime(), ContainerId(owner.cgroup_id));
-        let mut effects = self.judge.appeared(now, id, about(owner));
+        let mut effects = self.judge.appeared(now, id, self.about(owner));
+        self.note_name(&owner.labels);
         // An agent that died before it said whose the slot is has left another's orders there.
         let mut seen = Seen::default();
         if adopted && self.kernel.controls.owner(slot) == owner.cgroup_id {

@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 
 use super::Guard;
 use crate::{
-    core::judge,
+    core::{judge, roster},
     kernel::kill_switch::Engaged,
     metrics::Metrics,
     state_file::{StateFile, StateFileError},
@@ -29,6 +29,9 @@ pub struct Kept {
     judge: judge::Saved,
     /// The operator's engagement of the kill switch: bpffs is empty after a reboot.
     pub kill_switch: Option<Engaged>,
+    /// What is known of pods; not in the files of agents that knew nothing of any.
+    #[serde(default)]
+    pub pods: roster::Saved,
 }
 
 /// What was read at the start.
@@ -52,7 +55,8 @@ impl Keeper {
     pub fn open(dir: &Path) -> Result<(Opened, Option<Remembered>), StateFileError> {
         let file = StateFile::open(dir)?;
         let loaded = file.load(
-            "what is normal for the workloads (learned anew), what quotas have used up, and which evictions there were",
+            "what is normal for the workloads (learned anew), what quotas have used up, which evictions there were, and \
+             what containers are called (until the API server says)",
         );
         let remembered = loaded.map(|loaded| Remembered { kept: loaded.state, same_boot: loaded.same_boot });
         Ok((Opened(file), remembered))
@@ -95,7 +99,9 @@ impl Guard {
         let (sender, written) = oneshot::channel();
         match self.kill_switch.engaged_by_operator() {
             Ok(kill_switch) => {
-                let kept = Kept { judge: self.judge.save(), kill_switch };
+                let owners = self.ledger.owners().map(|owner| (&owner.identity, &owner.labels));
+                let pods = self.roster.as_ref().map(|roster| roster.save(owners)).unwrap_or_default();
+                let kept = Kept { judge: self.judge.save(), kill_switch, pods };
                 // The thread goes only after the keeper.
                 let _queued = self.keeper.0.send((kept, sender));
             }
@@ -121,5 +127,31 @@ impl Guard {
         for lost in self.judge.restore(now, kept.judge, same_boot) {
             warn!("of the state file, not usable: {lost}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        core::judge::{Judge, Means, Settings},
+        state_file::StateFile,
+    };
+
+    /// As agents kept it that knew nothing of pods.
+    #[derive(Serialize)]
+    struct Before {
+        judge: judge::Saved,
+        kill_switch: Option<Engaged>,
+    }
+
+    #[test]
+    fn the_file_of_an_agent_that_knew_nothing_of_pods_can_be_used() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let judge = Judge::new(Settings::from(&crate::config::Config::default()), Means::default());
+        let file = StateFile::open(dir.path()).expect("a file");
+        file.store(&Before { judge: judge.save(), kill_switch: None }).expect("it is stored");
+        let (_, remembered) = Keeper::open(dir.path()).expect("a folder");
+        assert_eq!(remembered.expect("it is used").kept.pods, roster::Saved::default());
     }
 }

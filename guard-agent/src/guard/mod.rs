@@ -5,6 +5,7 @@ pub mod commands;
 mod enforce;
 pub mod hammer;
 pub mod keep;
+mod names;
 mod orders;
 mod restore;
 mod sample;
@@ -25,6 +26,7 @@ use crate::{
         event::{DecodeError, Event},
         judge::{Judge, Settings},
         ledger::{Ledger, Slot},
+        roster::Roster,
     },
     kernel::{
         evidence::Sample,
@@ -42,6 +44,7 @@ use self::{
     enforce::Seen,
     hammer::Hammer,
     keep::{Keeper, Remembered},
+    names::NewNames,
     voice::Voice,
 };
 
@@ -114,6 +117,9 @@ pub struct Guard {
     voice: Voice,
     hammer: Hammer,
     keeper: Keeper,
+    /// What is known of pods. `None`: nobody tells.
+    roster: Option<Roster>,
+    new_names: NewNames,
 }
 
 /// What the guard works with.
@@ -135,6 +141,8 @@ pub struct Parts {
     pub hammer: Hammer,
     /// The state file.
     pub keeper: Keeper,
+    /// What is known of pods. `None`: nobody will tell.
+    pub roster: Option<Roster>,
     /// What was in it.
     pub remembered: Option<Remembered>,
 }
@@ -142,7 +150,8 @@ pub struct Parts {
 impl Guard {
     /// Takes over what an earlier agent left in the kernel and in the state file.
     pub fn new(parts: Parts, config: &Config) -> Result<Self, GuardError> {
-        let Parts { kernel, watched, metrics, snapshots, kill_switch, voice, hammer, keeper, remembered } = parts;
+        let Parts { kernel, watched, metrics, snapshots, kill_switch, voice, hammer, keeper, roster, remembered } =
+            parts;
         let max = config.meters.max;
         let mut guard = Self {
             kernel,
@@ -167,6 +176,8 @@ impl Guard {
             voice,
             hammer,
             keeper,
+            roster,
+            new_names: NewNames::default(),
         };
         guard.judge.wall_clock(clock::wall_ahead());
         if let Some(remembered) = remembered {

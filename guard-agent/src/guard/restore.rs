@@ -11,7 +11,11 @@ use crate::{
 
 impl Guard {
     pub(super) fn restore(&mut self, max: u32) -> Result<(), GuardError> {
-        let records = self.kernel.records()?;
+        let mut records = self.kernel.records()?;
+        // Before anything is made of them: a series that is shown under its name stays so.
+        for owner in records.iter_mut().filter_map(|record| record.owner.as_mut()) {
+            owner.labels = self.labels_of(&owner.identity, owner.extra, &owner.path);
+        }
         let raw = self.kernel.read(0, max + 1)?;
         let changed = self.ledger.restore(records, &raw, clock::boottime());
         self.write(&changed)?;

@@ -8,7 +8,10 @@ use tracing::{error, warn};
 use super::Guard;
 use crate::{
     clock,
-    core::{breach::ContainerId, ledger::NODE},
+    core::{
+        breach::ContainerId,
+        ledger::{NODE, Owner},
+    },
     kernel::meters::{self, MeterError},
     snapshot::{Snapshot, Standing},
 };
@@ -26,6 +29,7 @@ impl Guard {
         let expired = self.ledger.expire(now);
         self.write(&expired)?;
         self.decide(now, now.saturating_sub(before));
+        self.keep_names(now);
         let lost = self.kernel.events_lost()?;
         let overflowed = lost - mem::replace(&mut self.events_lost, lost);
         self.metrics.events_lost.inc_by(overflowed);
@@ -38,7 +42,9 @@ impl Guard {
             breached: self.judge.open().any(|breach| breach.container.0 == id),
             contained: self.judge.contained_now(ContainerId(id)).is_some(),
         };
-        self.snapshots.send_replace(Arc::new(Snapshot::of(&self.ledger, self.meters.len(), programs, standing)));
+        let pod = |owner: &Owner| self.roster.as_ref()?.pod(&owner.identity.pod_uid).map(Arc::clone);
+        let snapshot = Snapshot::of(&self.ledger, self.meters.len(), programs, standing, pod);
+        self.snapshots.send_replace(Arc::new(snapshot));
         timer.observe_duration();
         Ok(())
     }

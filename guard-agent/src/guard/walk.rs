@@ -10,7 +10,7 @@ use crate::{
     clock,
     core::{
         event::CgroupChange,
-        identity::{self, Labels},
+        identity,
         ledger::{NODE, Owner, Slot},
     },
     kernel::meters::MeterError,
@@ -141,7 +141,7 @@ impl Guard {
         }
         let identity =
             if extra { identity::extra_container(&path) } else { identity::container(&path).unwrap_or_default() };
-        let labels = Labels::of(&identity, extra, &path);
+        let labels = self.labels_of(&identity, extra, &path);
         let since = clock::boottime();
         let owner = Owner { cgroup_id, path: path.clone(), extra, since, gone: None, identity, labels };
         let Some(assignment) = self.ledger.assign(owner) else {
