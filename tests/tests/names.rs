@@ -161,7 +161,7 @@ fn a_container_that_is_restarted_goes_on_in_its_series() -> Result<()> {
     shows(world.agent(), &[("shop/web-0/main", 0)])?;
     let mut sum = world.send(&first, 100, 10)?.bytes;
     first.remove()?;
-    let second = world.pods.container(1, 2)?;
+    let second = world.container(1, 2)?;
     sum += world.send(&second, 200, 10)?.bytes;
     let half = format!("shop/web-0/{}", second.label());
     shows(world.agent(), &[("shop/web-0/main", 10 * (100 + HEADERS)), (&half, 10 * (200 + HEADERS))])?;
