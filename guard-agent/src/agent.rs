@@ -15,6 +15,8 @@ use tracing::{error, info, warn};
 use crate::{
     breaches::Breaches,
     config::{Config, ConfigError},
+    core::fleet::{Ruling, Switch},
+    fleet::{self, Fleet, Heard},
     guard::{
         Guard, Parts,
         commands::{self, Command},
@@ -48,6 +50,10 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// The time between two renewals of the containments in force, whatever the interval of samples.
 const RENEW: Duration = Duration::from_secs(1);
+
+/// The time between two tellings of a breach that lasts. What was told longer ago is no longer counted in the same Event (kube's
+/// recorder: 6 minutes).
+const TELL_AGAIN: Duration = Duration::from_mins(5);
 
 /// The time between two writes of the state file.
 const KEEP: Duration = Duration::from_mins(1);
@@ -104,8 +110,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let (state_file, mut remembered) = Keeper::open(&options.state_dir)?;
     let pins = Pins::open(&options.bpffs)?;
     // Before the programs: they take over what is pinned without a look at what it is.
-    let engaged = remembered.as_ref().and_then(|remembered| remembered.kept.kill_switch.as_ref());
-    let kill_switch = Arc::new(KillSwitch::open(&options.bpffs, engaged)?);
+    let engaged = remembered.as_ref().map(|remembered| remembered.kept.engaged()).unwrap_or_default();
+    let kill_switch = Arc::new(KillSwitch::open(&options.bpffs, &engaged)?);
 
     let (snapshots, latest) = watch::channel(Arc::new(Snapshot::default()));
     let (ready, is_ready) = watch::channel(false);
@@ -147,11 +153,29 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     }
     let kill_switch = View::new(kill_switch);
     kill_switch.set_file(config.kill_switch, &options.config)?;
-    let voice = Voice::new(breaches, options.identity.node.clone());
+    let mut voice = Voice::new(breaches, options.identity.node.clone());
+    voice.flag = config.flag.annotation;
+    if let Some(clients) = &clients {
+        voice.tell_pods(clients, &options.identity, &metrics)?;
+    }
     let keeper = state_file.keep(Arc::clone(&metrics));
     let known = remembered.as_mut().map(|remembered| mem::take(&mut remembered.kept.pods));
     let (roster, mut pods) = watching::begin(clients.as_ref(), &options.identity, known.unwrap_or_default(), &metrics)?;
-    let parts = Parts { kernel, watched, metrics, snapshots, kill_switch, voice, hammer, keeper, roster, remembered };
+    let mut fleet = fleet::begin(clients.as_ref(), &options.identity, &options.config, &metrics)?;
+    let protected = fleet.heard().rule(None).nothing;
+    let parts = Parts {
+        kernel,
+        watched,
+        metrics,
+        snapshots,
+        kill_switch,
+        protected,
+        voice,
+        hammer,
+        keeper,
+        roster,
+        remembered,
+    };
     let mut guard = Guard::new(parts, &config)?;
     guard.try_walk()?;
     // All is metered and held; only what is shown waits a little, so that it begins with the pods' names.
@@ -169,7 +193,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     ready.send_replace(true);
     info!(listen = %options.listen, socket = %options.socket.display(), mode = %config.policies.mode, "ready");
 
-    let mut life = Life { guard, config, reload, path: options.config, alerts: Alerts::new(webhook), pods };
+    let mut life = Life { guard, config, reload, alerts: Alerts::new(webhook), pods, fleet, engaged_by: None };
     life.tell();
     let result = tokio::select! {
         result = life.lead(events, struck, asked) => result,
@@ -198,9 +222,11 @@ struct Life {
     guard: Guard,
     config: Config,
     reload: Reload,
-    path: PathBuf,
     alerts: Alerts,
     pods: Watching,
+    fleet: Fleet,
+    /// Who was said last to engage the kill switch for the cluster, by this agent.
+    engaged_by: Option<String>,
 }
 
 /// Sends alerts to where the configuration says.
@@ -255,13 +281,14 @@ impl Life {
         };
         let (mut sample, mut walk) = (every(self.config.sample.interval), every(WALK));
         let (mut settle, mut look, mut keep) = (every(SETTLE), every(LOOK), every(KEEP));
-        let mut renew = every(RENEW);
+        let (mut renew, mut tell_again) = (every(RENEW), every(TELL_AGAIN));
         loop {
-            let Self { guard, reload, pods, .. } = self;
+            let Self { guard, reload, pods, fleet, .. } = self;
             tokio::select! {
                 biased;
                 happened = events.next() => happened.into_iter().try_for_each(|event| guard.on_event(event))?,
                 _ = look.tick() => guard.look_at_kill_switch(),
+                heard = fleet.changed() => self.hear(&heard?)?,
                 _ = renew.tick() => guard.renew(),
                 Some(command) = asked.recv() => guard.command(command),
                 Some(struck) = struck.recv() => guard.struck(struck),
@@ -271,6 +298,7 @@ impl Life {
                 changed = reload.changed() => self.take(changed)?,
                 _ = walk.tick() => guard.walk()?,
                 _ = keep.tick() => drop(guard.keep_now()),
+                _ = tell_again.tick() => guard.tell_again(),
                 // When nothing else is to be done.
                 Some(slot) = std::future::ready(guard.missing_spare()) => guard.load_spare(slot),
             }
@@ -296,13 +324,38 @@ impl Life {
         self.config = config;
         self.tell();
         // What stops goes first, and what lets go on goes last: nothing is done by policies that hold no longer.
-        let Self { guard, config, path, .. } = self;
+        let Self { guard, config, reload, .. } = self;
         if config.kill_switch {
-            guard.kill_switch_in_file(true, path)?;
+            guard.kill_switch_in_file(true, reload.source())?;
             guard.reload(config);
         } else {
             guard.reload(config);
-            guard.kill_switch_in_file(false, path)?;
+            guard.kill_switch_in_file(false, reload.source())?;
+        }
+        Ok(())
+    }
+
+    /// Takes over what is said for the whole fleet, in the same order.
+    fn hear(&mut self, heard: &Heard) -> Result<()> {
+        let engaged = self.guard.kill_switch_of_cluster()?;
+        let Ruling { switch, nothing } = heard.rule(engaged.as_ref().map(|engaged| engaged.since));
+        if let Switch::Engaged(who) = &switch
+            && (engaged.is_none() || self.engaged_by.as_ref() != Some(who))
+        {
+            self.guard.kill_switch_in_cluster(Some(who))?;
+            self.engaged_by = Some(who.clone());
+        }
+        if nothing.is_some() {
+            self.guard.protect(nothing.clone());
+        }
+        if let Some(changed) = self.reload.told(heard.config()) {
+            self.take(changed)?;
+        }
+        if switch == Switch::Released && engaged.is_some() {
+            self.guard.kill_switch_in_cluster(None)?;
+        }
+        if nothing.is_none() {
+            self.guard.protect(None);
         }
         Ok(())
     }

@@ -118,6 +118,14 @@ impl View {
         }
     }
 
+    /// Takes over what the cluster says: who engages it, if anybody does.
+    pub fn set_cluster(&self, who: Option<&str>) -> Result<(), KillSwitchError> {
+        match who {
+            Some(who) => self.switch.engage(Source::Cluster, who),
+            None => self.switch.release(Source::Cluster),
+        }
+    }
+
     /// What has changed since the last call, to be logged.
     pub fn poll(&mut self) -> Result<Option<Change>, KillSwitchError> {
         let now = Status::of(&self.switch)?;
@@ -132,9 +140,9 @@ impl View {
         Some(if self.said.engaged { Change::Engaged(self.said.by.clone()) } else { Change::Released(before.by) })
     }
 
-    /// The operator's engagement, to be kept through a reboot: see [`KillSwitch::open`].
-    pub fn engaged_by_operator(&self) -> Result<Option<Engaged>, KillSwitchError> {
-        Ok(self.switch.engagements()?[Source::Operator as usize].take())
+    /// A source's engagement. The operator's and the cluster's are kept through a reboot: see [`KillSwitch::open`].
+    pub fn engaged_by(&self, source: Source) -> Result<Option<Engaged>, KillSwitchError> {
+        Ok(self.switch.engagements()?[source as usize].take())
     }
 }
 

@@ -9,6 +9,7 @@ pub mod check_config;
 pub mod client;
 pub mod clock;
 pub mod config;
+mod fleet;
 pub mod guard;
 pub mod http;
 pub mod kernel;

@@ -1,4 +1,4 @@
-//! Notices that the configuration's file has changed.
+//! Notices that the configuration has changed: its file, or what the API server says that the file is.
 
 use std::{
     io,
@@ -35,8 +35,15 @@ pub struct Reload {
     asked: bool,
     /// It has been there.
     found: bool,
-    /// What was last made a configuration, or refused.
+    /// What the file was when it was last taken note of: made a configuration, refused, or passed over because the API
+    /// server says what holds.
     read: Content,
+    /// What was last made a configuration, or refused.
+    taken: Content,
+    /// Where that came from.
+    source: PathBuf,
+    /// What the API server says holds now.
+    told: bool,
     /// What the last look saw.
     seen: Content,
     status: watch::Sender<Status>,
@@ -59,12 +66,34 @@ impl Reload {
             asked,
             found: false,
             read: Err(io::ErrorKind::NotFound),
+            taken: Err(io::ErrorKind::NotFound),
+            source: path.to_owned(),
+            told: false,
             seen: content(path),
             status: watch::Sender::new(Status { refused: None, since: SystemTime::now() }),
             timer,
             hangup,
         };
         Ok((reload.take()?, reload))
+    }
+
+    /// What the API server says that the configuration is, with a name for that; `None`: nothing, or nothing that holds. The
+    /// mounted file lags behind that by a minute or more, so it is passed over meanwhile, and counts again once it changes
+    /// when the API server is silent. As [`Self::changed`].
+    pub(crate) fn told(&mut self, config: Option<(&str, String)>) -> Option<Result<Config, ConfigError>> {
+        self.told = config.is_some();
+        let (text, name) = config?;
+        if self.taken.as_deref() == Ok(text) {
+            return None;
+        }
+        self.taken = Ok(text.to_owned());
+        self.source = name.into();
+        Some(self.conclude())
+    }
+
+    /// Where what was last made a configuration, or refused, came from: the file's path, or the ConfigMap's name.
+    pub fn source(&self) -> &Path {
+        &self.source
     }
 
     /// How it stands with the file, now and later.
@@ -84,7 +113,7 @@ impl Reload {
                 }
                 _ = self.hangup.recv() => {
                     self.seen = content(&self.path);
-                    return self.take();
+                    return if self.told { self.conclude() } else { self.take() };
                 }
             }
         }
@@ -96,18 +125,34 @@ impl Reload {
         let now = content(&self.path);
         let settled = now == self.seen;
         self.seen = now;
-        (settled && self.seen != self.read).then(|| self.take())
+        if !settled || self.seen == self.read {
+            return None;
+        }
+        // It is what the API server has said, at last, or it is out of date.
+        if self.told || (self.seen.is_ok() && self.seen == self.taken) {
+            self.read.clone_from(&self.seen);
+            self.found |= self.read.is_ok();
+            return None;
+        }
+        Some(self.take())
     }
 
     /// Makes what was seen a configuration.
     fn take(&mut self) -> Result<Config, ConfigError> {
         self.read.clone_from(&self.seen);
-        let result = if self.found && self.read == Err(io::ErrorKind::NotFound) {
+        self.taken.clone_from(&self.seen);
+        self.source.clone_from(&self.path);
+        self.conclude()
+    }
+
+    /// Makes what was taken a configuration.
+    fn conclude(&mut self) -> Result<Config, ConfigError> {
+        let result = if self.found && self.taken == Err(io::ErrorKind::NotFound) {
             Err(ConfigError::Gone(self.path.clone()))
         } else {
-            config::parse(&self.read, &self.path, self.asked)
+            config::parse(&self.taken, &self.source, self.asked)
         };
-        self.found |= self.read.is_ok();
+        self.found |= self.taken.is_ok();
         let refused = result.as_ref().err().map(ToString::to_string);
         self.status.send_replace(Status { refused, since: SystemTime::now() });
         result

@@ -161,4 +161,83 @@ async fn a_change_is_seen_by_itself_and_a_signal_reads_what_has_not_changed() {
     kill_process(getpid(), Kill::HUP).expect("a signal");
     let found = time::timeout(LOOK / 2, reload.changed()).await.expect("an answer to the signal");
     assert_eq!(name(found), Ok("two".into()));
+    // What the API server says holds, so that is what is read again.
+    assert_eq!(told(&mut reload, Some(ONE)), Some(Ok("one".into())));
+    kill_process(getpid(), Kill::HUP).expect("a signal");
+    let found = time::timeout(LOOK / 2, reload.changed()).await.expect("an answer to the signal");
+    assert_eq!(name(found), Ok("one".into()));
+}
+
+const NAME: &str = "ConfigMap guards/egress-guard, config.yaml";
+
+/// The API server says this, or nothing that holds.
+fn told(reload: &mut Reload, text: Option<&str>) -> Option<Result<String, String>> {
+    reload.told(text.map(|text| (text, NAME.to_owned()))).map(name)
+}
+
+#[tokio::test]
+async fn what_the_api_server_says_holds_over_a_file_that_lags_behind() {
+    let folder = Folder::new("told");
+    folder.write("config.yaml", ONE);
+    let (_, mut reload) = open(&folder.file(), true);
+    assert_eq!(reload.source(), folder.file());
+    assert_eq!(told(&mut reload, None), None);
+    // What it says is said once, and not said if it is in force.
+    assert_eq!(told(&mut reload, Some(ONE)), None);
+    assert_eq!(told(&mut reload, Some(TWO)), Some(Ok("two".into())));
+    assert_eq!(told(&mut reload, Some(TWO)), None);
+    assert_eq!(reload.source(), Path::new(NAME));
+    // The file gets older versions, and this one, and none.
+    for text in [Some("policies: []\n"), Some(TWO), Some("mode: [\n"), None] {
+        match text {
+            Some(text) => folder.write("config.yaml", text),
+            None => fs::remove_file(folder.file()).expect("removed"),
+        }
+        assert_eq!(looks(&mut reload), None, "{text:?}");
+    }
+    folder.write("config.yaml", ONE);
+    assert_eq!((looks(&mut reload), refused(&reload)), (None, None));
+    // It falls silent: the file is what it was.
+    assert_eq!(told(&mut reload, None), None);
+    assert_eq!(looks(&mut reload), None);
+}
+
+#[tokio::test]
+async fn while_the_api_server_is_silent_a_change_of_the_file_counts() {
+    const THREE: &str = "policies: [{name: three, match: {}}]\n";
+    let folder = Folder::new("silent");
+    folder.write("config.yaml", ONE);
+    let (_, mut reload) = open(&folder.file(), true);
+    assert_eq!(told(&mut reload, Some(TWO)), Some(Ok("two".into())));
+    assert_eq!(told(&mut reload, None), None);
+    // It catches up: nothing has changed, and nothing flaps.
+    folder.write("config.yaml", TWO);
+    assert_eq!(looks(&mut reload), None);
+    folder.write("config.yaml", THREE);
+    assert_eq!(looks(&mut reload), Some(Ok("three".into())));
+    assert_eq!(reload.source(), folder.file());
+    // The API server is back, and knows of it; then of something else.
+    assert_eq!(told(&mut reload, Some(THREE)), None);
+    assert_eq!(told(&mut reload, Some(TWO)), Some(Ok("two".into())));
+    assert_eq!(told(&mut reload, None), None);
+    // Back to what was in force before.
+    folder.write("config.yaml", ONE);
+    assert_eq!(looks(&mut reload), Some(Ok("one".into())));
+    assert_eq!(told(&mut reload, Some(TWO)), Some(Ok("two".into())), "it has the last word");
+}
+
+#[tokio::test]
+async fn what_the_api_server_says_is_refused_as_the_file_is() {
+    let folder = Folder::new("told-broken");
+    folder.write("config.yaml", ONE);
+    let (_, mut reload) = open(&folder.file(), true);
+    let why = format!("{NAME}:1:7: mode: \"off\" is not observe, contain or evict");
+    assert_eq!(told(&mut reload, Some("mode: off\n")), Some(Err(why.clone())));
+    assert_eq!(refused(&reload), Some(why));
+    assert_eq!(told(&mut reload, Some("mode: off\n")), None, "once");
+    // Not by the file, as long as the API server's word holds.
+    folder.write("config.yaml", TWO);
+    assert_eq!(looks(&mut reload), None);
+    assert_eq!(told(&mut reload, Some(ONE)), Some(Ok("one".into())));
+    assert_eq!(refused(&reload), None);
 }

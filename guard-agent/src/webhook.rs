@@ -1,6 +1,6 @@
 //! Tells alerts to a webhook that speaks Alertmanager's v2 API.
 
-mod alert;
+pub(crate) mod alert;
 mod endpoint;
 
 use std::{

@@ -333,7 +333,9 @@ impl fmt::Display for Outcome {
                 "not evicted: {evictions} evictions of {workload} within the last hour did not cure it: it breaches again, so \
                  its image or its input is the problem; look into it, its containment stays"
             ),
-            Self::KillSwitch => write!(f, "not evicted: the kill switch is engaged"),
+            Self::KillSwitch => {
+                write!(f, "not evicted: the kill switch is engaged, or evictions were halted meanwhile")
+            }
             Self::Failed(error) => write!(f, "not evicted: {error}"),
         }
     }

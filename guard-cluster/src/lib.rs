@@ -4,8 +4,13 @@
 
 pub mod audit;
 mod backoff;
+pub mod config_map;
 pub mod connect;
 pub mod convert;
+pub mod events;
 pub mod evict;
+mod flag;
+#[cfg(test)]
+mod mock;
 mod owners;
 pub mod pods;

@@ -1,17 +1,10 @@
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full, channel::Channel, combinators::UnsyncBoxBody};
-use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
-use tower_test::mock::{self, SendResponse};
 
 use super::*;
-
-type Answer = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
-type Server = mock::Handle<Request<Body>, Answer>;
+use crate::mock::{self, Asked, Server, Stream, status};
 
 const HASH: &str = "7d8a9f0b1c2d3e4f5a6b7c8d9e0f1a2b";
 
@@ -28,31 +21,6 @@ impl Drop for World {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-/// The answer to a watch, which is written as things happen.
-struct Stream(http_body_util::channel::Sender<Bytes, std::io::Error>);
-
-impl Stream {
-    async fn tell(&mut self, kind: &str, object: &Value) {
-        let line = format!("{}\n", json!({"type": kind, "object": object}));
-        self.0.send_data(line.into()).await.expect("somebody listens");
-    }
-
-    /// The connection breaks.
-    fn tear(self) {
-        self.0.abort(std::io::Error::other("torn"));
-    }
-}
-
-fn answer(code: u16, body: &Value) -> Answer {
-    let body = Full::new(Bytes::from(body.to_string())).map_err(|never| match never {}).boxed_unsync();
-    Response::builder().status(code).body(body).expect("an answer")
-}
-
-/// What the API server says when it says no.
-fn status(code: u16, reason: &str) -> Value {
-    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": reason, "reason": reason, "code": code})
 }
 
 /// A pod with a container of this id, of a controller: its API, kind, name and UID.
@@ -92,20 +60,17 @@ impl World {
     }
 
     fn knowing(known: &[Pod]) -> Self {
-        let (service, server) = mock::pair();
-        let pods = Pods::new(Client::new(service, "default"), "n1", known.iter()).expect("metrics");
+        let (client, server) = mock::pair();
+        let pods = Pods::new(client, "n1", known.iter()).expect("metrics");
         let (latest, contact, connected) = (pods.latest(), pods.contact(), pods.connected.clone());
         Self { server, latest, contact, connected, task: tokio::spawn(pods.run()) }
     }
 
     /// The next request: what it asks for, with its query, and where the answer goes.
-    async fn asked(&mut self) -> (String, BTreeMap<String, String>, SendResponse<Answer>) {
-        let asked = timeout(Duration::from_hours(1), self.server.next_request()).await.expect("a request in an hour");
-        let (request, answer) = asked.expect("the watch goes on");
-        assert_eq!(request.method(), http::Method::GET);
-        let query = request.uri().query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
-        let query = query.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-        (request.uri().path().to_owned(), query, answer)
+    async fn asked(&mut self) -> (String, BTreeMap<String, String>, Asked) {
+        let asked = self.server.asked().await;
+        assert_eq!(asked.method, http::Method::GET);
+        (asked.path.clone(), asked.query.clone(), asked)
     }
 
     async fn list(&mut self, version: &str, pods: &[Value]) {
@@ -113,12 +78,10 @@ impl World {
         assert_eq!((path.as_str(), query.get("watch")), ("/api/v1/pods", None), "{query:?}");
         assert_eq!(query["fieldSelector"], "spec.nodeName%3Dn1");
         assert_eq!(query["resourceVersion"], "0", "from the API server's cache");
-        to.send_response(answer(
-            200,
-            &json!({
-                "kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": pods,
-            }),
-        ));
+        let list = json!({
+            "kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": version}, "items": pods,
+        });
+        to.answer(200, &list);
     }
 
     async fn watch(&mut self, version: &str) -> Stream {
@@ -127,20 +90,16 @@ impl World {
         assert_eq!(query["fieldSelector"], "spec.nodeName%3Dn1");
         assert_eq!(query["allowWatchBookmarks"], "true");
         assert_eq!(query["resourceVersion"], version);
-        let (sender, channel) = Channel::new(1);
-        to.send_response(Response::new(channel.boxed_unsync()));
-        Stream(sender)
+        to.stream()
     }
 
     async fn refuse(&mut self, code: u16, reason: &str) {
-        let (_, _, to) = self.asked().await;
-        to.send_response(answer(code, &status(code, reason)));
+        self.asked().await.2.refuse(code, reason);
     }
 
     /// Nothing is asked for so long.
     async fn quiet(&mut self, time: Duration) {
-        let asked = timeout(time, self.server.next_request()).await;
-        assert!(asked.is_err(), "asked within {time:?}: {asked:?}");
+        self.server.quiet(time).await;
     }
 
     /// Waits until the pods are these, with their workloads.
@@ -238,7 +197,7 @@ async fn while_the_api_server_is_away_what_was_told_holds_and_it_is_asked_for_se
         let before = Instant::now();
         let (_, _, to) = world.asked().await;
         delays.push(before.elapsed());
-        to.send_error(std::io::Error::other("connection refused"));
+        to.fail();
         asked += 1;
     }
     assert!((120..=240).contains(&asked), "asked {asked} times in an hour");
@@ -285,12 +244,10 @@ async fn a_long_silence_is_a_new_list_without_a_word() {
         if !query.contains_key("watch") {
             let list =
                 json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "9"}, "items": []});
-            to.send_response(answer(200, &list));
+            to.answer(200, &list);
             break;
         }
-        let (sender, channel) = Channel::new(1);
-        to.send_response(Response::new(channel.boxed_unsync()));
-        watch = Stream(sender);
+        watch = to.stream();
     }
     drop(watch);
     assert!(begun.elapsed() + Duration::from_secs(1) >= SILENCE, "{:?}", begun.elapsed());
@@ -333,13 +290,11 @@ async fn each_owner_is_asked_for_once() {
     for _ in 0..2 {
         let (path, query, to) = world.asked().await;
         if query.contains_key("watch") {
-            let (sender, channel) = Channel::new(1);
-            to.send_response(Response::new(channel.boxed_unsync()));
-            watch = Some(Stream(sender));
+            watch = Some(to.stream());
         } else {
             assert_eq!(path, WEB_PATH);
             world.know(&[("web-1", ""), ("web-2", "")]).await;
-            to.send_response(answer(200, &owned("uid-rs", Some(DEPLOYMENT))));
+            to.answer(200, &owned("uid-rs", Some(DEPLOYMENT)));
         }
     }
     let mut watch = watch.expect("a watch");
@@ -375,12 +330,12 @@ async fn an_owner_is_found_out_while_the_list_is_not_whole() {
         "kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "5", "continue": "more"},
         "items": [pod("web-1", "1", 'a', Some(WEB))],
     });
-    to.send_response(answer(200, &page));
+    to.answer(200, &page);
     let mut rest = None;
     for _ in 0..2 {
         let (path, _, to) = world.asked().await;
         if path == WEB_PATH {
-            to.send_response(answer(200, &owned("uid-rs", Some(DEPLOYMENT))));
+            to.answer(200, &owned("uid-rs", Some(DEPLOYMENT)));
         } else {
             rest = Some(to);
         }
@@ -390,6 +345,6 @@ async fn an_owner_is_found_out_while_the_list_is_not_whole() {
     let page = json!({
         "kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "5"}, "items": [plain("z")],
     });
-    rest.expect("the next page is asked for").send_response(answer(200, &page));
+    rest.expect("the next page is asked for").answer(200, &page);
     world.know(&[("web-1", "shop/Deployment/web"), ("z", "")]).await;
 }

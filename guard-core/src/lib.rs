@@ -11,6 +11,7 @@ pub mod budget;
 pub mod config;
 pub mod detect;
 pub mod event;
+pub mod fleet;
 pub mod identity;
 pub mod inventory;
 pub mod judge;

@@ -200,7 +200,7 @@ fn orders_come_in_through_the_socket_and_never_over_tcp() -> Result<()> {
 #[test]
 fn released_by_one_it_stays_engaged_by_another() -> Result<()> {
     let folder = Folder::new()?;
-    let switch = Arc::new(KillSwitch::open(&folder.0, None)?);
+    let switch = Arc::new(KillSwitch::open(&folder.0, &[])?);
     let mut agent = View::new(Arc::clone(&switch));
     ensure!(agent.poll()?.is_none() && !agent.engaged());
     agent.set_file(true, Path::new("/etc/guard.yaml"))?;
@@ -232,7 +232,7 @@ fn sources_do_not_get_into_each_others_way() -> Result<()> {
     let folder = Folder::new()?;
     // Whoever makes the map, all have the same.
     let switches: Vec<_> = thread::scope(|scope| {
-        let open = || scope.spawn(|| KillSwitch::open(&folder.0, None));
+        let open = || scope.spawn(|| KillSwitch::open(&folder.0, &[]));
         let opening: Vec<_> = (0..8).map(|_| open()).collect();
         opening.into_iter().map(|thread| thread.join().expect("it does not panic")).collect::<Result<_, _>>()
     })?;
@@ -290,18 +290,21 @@ fn cleanup_keeps_one_that_is_engaged_and_removes_one_that_is_not() -> Result<()>
 
 #[test]
 fn after_a_reboot_what_was_remembered_holds_unless_it_was_released() -> Result<()> {
-    let remembered = Engaged { since: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000), who: "ann".into() };
+    let engaged = Engaged { since: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000), who: "ann".into() };
+    let remembered = [(Source::Operator, engaged.clone()), (Source::Cluster, engaged.clone())];
     let folder = Folder::new()?;
-    let switch = Arc::new(KillSwitch::open(&folder.0, Some(&remembered))?);
+    let switch = Arc::new(KillSwitch::open(&folder.0, &remembered)?);
     let agent = View::new(Arc::clone(&switch));
-    ensure!(agent.engaged() && agent.engaged_by_operator()? == Some(remembered.clone()));
+    for source in [Source::Operator, Source::Cluster] {
+        ensure!(agent.engaged() && agent.engaged_by(source)? == Some(engaged.clone()), "{source:?}");
+        switch.release(source)?;
+    }
     // The pin says more than what is remembered.
-    switch.release(Source::Operator)?;
-    ensure!(!KillSwitch::open(&folder.0, Some(&remembered))?.engaged());
+    ensure!(!KillSwitch::open(&folder.0, &remembered)?.engaged());
 
     let fresh = Folder::new()?;
     verb(&["off"], &fresh.0, Path::new(NO_SOCKET))?;
-    ensure!(!KillSwitch::open(&fresh.0, Some(&remembered))?.engaged(), "it was released before the agent started");
+    ensure!(!KillSwitch::open(&fresh.0, &remembered)?.engaged(), "it was released before the agent started");
     Ok(())
 }
 

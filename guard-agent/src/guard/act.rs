@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use guard_cluster::events::What;
 use guard_common::Class;
 use tracing::{error, info, warn};
 
@@ -16,7 +17,7 @@ use crate::{
         judge::Effect,
         ledger::Owner,
         overrides::Bad,
-        policy::Count,
+        policy::{Count, Mode},
         verdict::{Action, Contained, Declined},
         watch::{Closed, Closing},
     },
@@ -140,6 +141,9 @@ impl Guard {
             "breach"
         );
         self.voice.alert(|node| Alert::of(&report, node));
+        self.tell_breach(&report);
+        self.flag(&report);
+        report.done.iter().for_each(|done| self.tell_contained(breach.container, limit, done));
         self.voice.breaches.open(report);
     }
 
@@ -167,11 +171,13 @@ impl Guard {
                 info!(container = self.name(id), limit = %reason.limit, %how, until = %wall(until), "contained");
                 self.metrics.actions.with_label_values(&["contain"]).inc();
                 self.done(reason, held(&contained));
+                self.tell_contained(id, reason.limit, &held(&contained));
             }
             Action::Release { why, .. } => {
                 self.let_go(id);
                 info!(container = self.name(id), reason = why.name(), "released");
                 self.metrics.actions.with_label_values(&["release"]).inc();
+                self.tell_released(id, why);
             }
             Action::Evict { grace, leave, dry_run, reason } => self.evict(&Ordered { grace, leave, dry_run, reason }),
         }
@@ -183,6 +189,7 @@ impl Guard {
         let open = self.judge.open().find(|breach| breach.container == id && breach.limit == Limit::Rate);
         if let (Some(breach), Some(contained)) = (open, self.judge.contained_now(id)) {
             self.done(*breach, held(&contained));
+            self.tell_contained(id, breach.limit, &held(&contained));
         }
     }
 
@@ -198,6 +205,10 @@ impl Guard {
         let why = why.to_string();
         let container = self.name(reason.container);
         warn!(container, limit = %reason.limit, reason = name, "its policy says {what}, and it is not done: {why}");
+        if what == Mode::Evict {
+            let why = || format!("its policy says evict, and it is not done: {why}");
+            self.tell_of(reason.container, || What::EvictionRefused { cause: name.into(), budget: None, why: why() });
+        }
         self.done(reason, Done::Nothing { why });
     }
 
@@ -228,13 +239,16 @@ impl Guard {
                 );
                 error!("{said}");
                 self.voice.alert(|node| Alert::new(NOT_CURED, "critical", node, &said, now));
+                self.tell_not_cured(&workload, &said);
             }
         }
         self.metrics.storm.set(self.judge.storm().into());
     }
 
     /// An annotation of a pod is not followed.
-    fn bad_annotation(&self, id: ContainerId, Bad { key, value, why }: &Bad) {
+    fn bad_annotation(&self, id: ContainerId, bad: &Bad) {
+        self.tell_bad_annotation(id, bad);
+        let Bad { key, value, why } = bad;
         let container = self.name(id);
         warn!(container, annotation = format!("{PREFIX}{key}"), value, "not followed, the file's policy holds: {why}");
     }

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use guard_cluster::evict::{self, Attempt, Limits, Order, Replacement};
+use guard_cluster::{
+    events::What as Tell,
+    evict::{self, Attempt, LIMIT, Limits, Order, Replacement},
+};
 
 use super::{
     Guard,
@@ -78,7 +81,7 @@ impl Guard {
         match struck {
             Struck::Local(id, outcome) => self.local_ended(id, &outcome),
             Struck::Pod(id, pod, attempt) => self.attempt_ended(id, &pod, &attempt),
-            Struck::Replaced(pod, replacement) => self.replaced(&pod, &replacement),
+            Struck::Replaced(pod, replacement) => self.replaced(pod, &replacement),
         }
     }
 
@@ -115,6 +118,10 @@ impl Guard {
             evict::Outcome::Done(_) => Done::Evicted { at: wall(clock::boottime()) },
             other => Done::Nothing { why: other.to_string() },
         };
+        if let Some(what) = told(attempt) {
+            let container = self.owner(id).map(|owner| owner.labels.container.clone()).unwrap_or_default();
+            self.tell_on(Arc::clone(pod), &container, what);
+        }
         // The breach may be over by now: what became of it is noted with the last of its container.
         if let Some(report) = self.voice.breaches.noted(id.0, done) {
             self.voice.alert(|node| Alert::of(&report, node));
@@ -127,7 +134,40 @@ impl Guard {
         drop(self.keep_now());
     }
 
-    fn replaced(&mut self, pod: &Pod, replacement: &Replacement) {}
+    fn replaced(&self, pod: Arc<Pod>, replacement: &Replacement) {
+        let how = match replacement {
+            Replacement::Ready { name, took, changed, .. } => {
+                let images = if changed.is_empty() {
+                    "the same images".to_owned()
+                } else {
+                    let changed = changed.iter().map(|changed| format!("{} ({})", changed.image, changed.container));
+                    let changed = changed.collect::<Vec<_>>().join(", ");
+                    format!("OTHER images under the same names, pin them by digest: {changed}")
+                };
+                format!("pod {name} has taken its place after {:.1} s, from {images}", took.as_secs_f64())
+            }
+            Replacement::TimedOut { candidate } => {
+                let newest = candidate.as_ref().map(|(name, phase)| format!(" (the newest is {name}, {phase:?})"));
+                format!("no pod that is Ready has taken its place within {LIMIT:?}{}", newest.unwrap_or_default())
+            }
+            Replacement::Unmanaged => return,
+        };
+        self.tell_on(pod, "", Tell::Replaced { how });
+    }
+}
+
+/// What its Events say of an attempt. `None`: nothing that would be news.
+fn told(Attempt { outcome, .. }: &Attempt) -> Option<Tell> {
+    let why = outcome.to_string();
+    Some(match outcome {
+        evict::Outcome::Done(_) => Tell::Evicted { why },
+        evict::Outcome::Gone => return None,
+        evict::Outcome::NotCured { .. } => Tell::RestartDidNotCure { why },
+        evict::Outcome::Blocked { budget, .. } => {
+            Tell::EvictionRefused { cause: outcome.name().into(), budget: budget.clone(), why }
+        }
+        other => Tell::EvictionRefused { cause: other.name().into(), budget: None, why },
+    })
 }
 
 fn untouched(after: u64) -> Evicted {

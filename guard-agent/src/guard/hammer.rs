@@ -1,7 +1,10 @@
 //! Carries evictions out, beside the guard's task.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -93,6 +96,8 @@ pub(super) enum What {
 pub struct Hammer {
     arm: Arm,
     kill_switch: Arc<KillSwitch>,
+    /// Nothing is to be evicted, for whatever reason the guard has.
+    halted: Arc<AtomicBool>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     struck: mpsc::UnboundedSender<Struck>,
 }
@@ -105,7 +110,7 @@ impl Hammer {
         snapshots: watch::Receiver<Arc<Snapshot>>,
     ) -> (Self, mpsc::UnboundedReceiver<Struck>) {
         let (struck, ended) = mpsc::unbounded_channel();
-        (Self { arm, kill_switch, snapshots, struck }, ended)
+        (Self { arm, kill_switch, halted: Arc::default(), snapshots, struck }, ended)
     }
 
     /// What evictions can be of.
@@ -131,11 +136,17 @@ impl Hammer {
         matches!(self.arm, Arm::Cluster(_))
     }
 
+    /// Nothing is to be evicted from now on, also of what has begun, or it may be again.
+    pub(super) fn halt(&self, halted: bool) {
+        self.halted.store(halted, Ordering::SeqCst);
+    }
+
     /// Begins an eviction, once it is `kept` that it is begun.
     pub(super) fn strike(&self, blow: Blow, kept: Written) {
         let (arm, kill_switch, struck) = (self.arm.clone(), Arc::clone(&self.kill_switch), self.struck.clone());
-        let snapshots = self.snapshots.clone();
+        let (snapshots, halted) = (self.snapshots.clone(), Arc::clone(&self.halted));
         tokio::spawn(async move {
+            let stop = || kill_switch.engaged() || halted.load(Ordering::SeqCst);
             // Not kept is said already, and the budget is still in memory.
             let _done = kept.await;
             let Blow { id, what, container, limit } = blow;
@@ -146,11 +157,8 @@ impl Hammer {
                     let grace = grace.unwrap_or(GRACE);
                     warn!(container, %limit, ?grace, dry_run, "evicting");
                     let begun = SystemTime::now();
-                    let outcome = if dry_run {
-                        local.dry_run(&target)
-                    } else {
-                        local.evict(&target, grace, || kill_switch.engaged()).await
-                    };
+                    let outcome =
+                        if dry_run { local.dry_run(&target) } else { local.evict(&target, grace, stop).await };
                     let replaced = matches!(outcome, local::Outcome::Done { .. } | local::Outcome::Gone);
                     tell(Struck::Local(id, outcome));
                     if replaced {
@@ -159,7 +167,7 @@ impl Hammer {
                 }
                 (Arm::Cluster(cluster), What::Pod(order)) => {
                     warn!(container, %limit, grace = ?order.grace, dry_run = order.dry_run, "evicting its pod");
-                    let attempt = cluster.evict(&order, || kill_switch.engaged()).await;
+                    let attempt = cluster.evict(&order, stop).await;
                     let evicted = match &attempt.outcome {
                         Outcome::Done(evicted) => Some(evicted.clone()),
                         _ => None,

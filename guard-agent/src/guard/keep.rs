@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use super::Guard;
 use crate::{
     core::{judge, roster},
-    kernel::kill_switch::Engaged,
+    kernel::kill_switch::{Engaged, Source},
     metrics::Metrics,
     state_file::{StateFile, StateFileError},
 };
@@ -28,10 +28,21 @@ const PATIENCE: Duration = Duration::from_millis(300);
 pub struct Kept {
     judge: judge::Saved,
     /// The operator's engagement of the kill switch: bpffs is empty after a reboot.
-    pub kill_switch: Option<Engaged>,
+    kill_switch: Option<Engaged>,
+    /// The cluster's, for whoever starts without an API server.
+    #[serde(default)]
+    cluster_kill_switch: Option<Engaged>,
     /// What is known of pods; not in the files of agents that knew nothing of any.
     #[serde(default)]
     pub pods: roster::Saved,
+}
+
+impl Kept {
+    /// Who had engaged the kill switch, of those who may not be asked after a reboot.
+    pub fn engaged(&self) -> Vec<(Source, Engaged)> {
+        let all = [(Source::Operator, &self.kill_switch), (Source::Cluster, &self.cluster_kill_switch)];
+        all.into_iter().filter_map(|(source, engaged)| Some((source, engaged.clone()?))).collect()
+    }
 }
 
 /// What was read at the start.
@@ -97,11 +108,12 @@ impl Guard {
     /// Has the state file written. What it returns is done when it is, or could not be.
     pub fn keep_now(&self) -> Written {
         let (sender, written) = oneshot::channel();
-        match self.kill_switch.engaged_by_operator() {
-            Ok(kill_switch) => {
+        let by = |source| self.kill_switch.engaged_by(source);
+        match by(Source::Operator).and_then(|operator| Ok((operator, by(Source::Cluster)?))) {
+            Ok((kill_switch, cluster_kill_switch)) => {
                 let owners = self.ledger.owners().map(|owner| (&owner.identity, &owner.labels));
                 let pods = self.roster.as_ref().map(|roster| roster.save(owners)).unwrap_or_default();
-                let kept = Kept { judge: self.judge.save(), kill_switch, pods };
+                let kept = Kept { judge: self.judge.save(), kill_switch, cluster_kill_switch, pods };
                 // The thread goes only after the keeper.
                 let _queued = self.keeper.0.send((kept, sender));
             }

@@ -4,6 +4,7 @@ mod act;
 pub mod commands;
 mod enforce;
 mod evictions;
+mod fleet;
 pub mod hammer;
 pub mod keep;
 mod names;
@@ -11,10 +12,11 @@ mod orders;
 mod restore;
 mod sample;
 mod settle;
+mod tell;
 pub mod voice;
 mod walk;
 
-use std::{collections::HashMap, io, path::Path, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, io, path::Path, sync::Arc};
 
 use tokio::sync::watch;
 use tracing::error;
@@ -25,7 +27,7 @@ use crate::{
     core::{
         breach::ContainerId,
         event::{DecodeError, Event},
-        judge::Judge,
+        judge::{Judge, Means},
         ledger::{Ledger, Slot},
         roster::Roster,
     },
@@ -113,6 +115,8 @@ pub struct Guard {
     /// Containments need no agent to last.
     outlive_agent: bool,
     kill_switch: View,
+    /// Why nothing is evicted, as far as it is for the cluster to say.
+    protected: Option<Cow<'static, str>>,
     /// It could not be read, which was said.
     kill_switch_unread: bool,
     voice: Voice,
@@ -136,6 +140,8 @@ pub struct Parts {
     pub snapshots: watch::Sender<Arc<Snapshot>>,
     /// The kill switch.
     pub kill_switch: View,
+    /// Why nothing is evicted from the start, if so: the cluster's part in that, see [`Guard::protect`].
+    pub protected: Option<Cow<'static, str>>,
     /// Who is told.
     pub voice: Voice,
     /// Who evicts.
@@ -151,8 +157,22 @@ pub struct Parts {
 impl Guard {
     /// Takes over what an earlier agent left in the kernel and in the state file.
     pub fn new(parts: Parts, config: &Config) -> Result<Self, GuardError> {
-        let Parts { kernel, watched, metrics, snapshots, kill_switch, voice, hammer, keeper, roster, remembered } =
-            parts;
+        let Parts {
+            kernel,
+            watched,
+            metrics,
+            snapshots,
+            kill_switch,
+            protected,
+            voice,
+            hammer,
+            keeper,
+            roster,
+            remembered,
+        } = parts;
+        let Means { only_pods, nothing } = hammer.means();
+        let means = Means { only_pods, nothing: nothing.or_else(|| protected.clone()) };
+        hammer.halt(protected.is_some());
         let max = config.meters.max;
         let mut guard = Self {
             kernel,
@@ -168,11 +188,12 @@ impl Guard {
             spare_failed: false,
             metrics,
             snapshots,
-            judge: Judge::new(hammer.settings(config), hammer.means()),
+            judge: Judge::new(hammer.settings(config), means),
             seen: HashMap::new(),
             evidence: Default::default(),
             outlive_agent: config.containment.outlive_agent,
             kill_switch,
+            protected,
             kill_switch_unread: false,
             voice,
             hammer,
@@ -201,6 +222,7 @@ impl Guard {
     /// Another configuration holds, but for what takes a restart.
     pub fn reload(&mut self, config: &Config) {
         self.outlive_agent = config.containment.outlive_agent;
+        self.voice.flag = config.flag.annotation;
         let effects = self.judge.reload(clock::boottime(), self.hammer.settings(config));
         self.carry_out(effects);
         self.order_all();

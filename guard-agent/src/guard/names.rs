@@ -101,6 +101,7 @@ impl Guard {
         for (before, report) in self.voice.breaches.rename(id.0, &owner.labels) {
             self.voice.alert(|node| Alert::of(&before, node).resolved(clock::wall(now)));
             self.voice.alert(|node| Alert::of(&report, node));
+            self.tell_breach(&report);
         }
         let about = self.about(owner);
         let effects = self.judge.appeared(now, id, about);

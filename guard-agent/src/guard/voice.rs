@@ -1,7 +1,13 @@
 //! Who is told of breaches.
 
+use guard_cluster::{
+    connect::{Clients, Identity},
+    events::Teller,
+};
+
 use crate::{
     breaches::Breaches,
+    metrics::Metrics,
     webhook::{Alert, Webhook},
 };
 
@@ -12,6 +18,10 @@ pub struct Voice {
     pub breaches: Breaches,
     /// Whom alerts are sent to; nobody without `alerts.webhook`.
     pub webhook: Option<Webhook>,
+    /// Who tells it on pods; nobody without an API server.
+    pub teller: Option<Teller>,
+    /// The pod of a breach gets an annotation: `flag.annotation`.
+    pub flag: bool,
     /// The node's name.
     pub node: String,
     /// The alert that there is a storm, as long as there is.
@@ -21,7 +31,22 @@ pub struct Voice {
 impl Voice {
     /// Tells nobody but those who ask.
     pub fn new(breaches: Breaches, node: String) -> Self {
-        Self { breaches, webhook: None, node, storm: None }
+        Self { breaches, webhook: None, teller: None, flag: false, node, storm: None }
+    }
+
+    /// Tells pods' owners too. The task goes on for ever.
+    pub fn tell_pods(
+        &mut self,
+        clients: &Clients,
+        identity: &Identity,
+        metrics: &Metrics,
+    ) -> Result<(), prometheus::Error> {
+        let teller = Teller::new()?;
+        teller.collectors().into_iter().try_for_each(|collector| metrics.register(collector))?;
+        let (client, agent, of_task) = (clients.once.clone(), identity.pod.clone(), teller.clone());
+        tokio::spawn(async move { of_task.run(client, &agent).await });
+        self.teller = Some(teller);
+        Ok(())
     }
 
     /// Sends an alert, made for this node. `None`: there is nobody to send it to.

@@ -73,9 +73,8 @@ pub struct KillSwitch {
 
 impl KillSwitch {
     /// Opens the kill switch in the pins' folder. If there is none yet, it is made, with folder and bpffs if need be;
-    /// `remembered` then is the operator's engagement from the start, so that a reboot, which takes bpffs away,
-    /// does not release it.
-    pub fn open(root: &Path, remembered: Option<&Engaged>) -> Result<Self, KillSwitchError> {
+    /// what is `remembered` then holds from the start, so that a reboot, which takes bpffs away, does not release it.
+    pub fn open(root: &Path, remembered: &[(Source, Engaged)]) -> Result<Self, KillSwitchError> {
         pins::make_folder(root)?;
         if let Some(found) = Self::existing(root)? {
             return Ok(found);
@@ -84,8 +83,8 @@ impl KillSwitch {
         let failed = |what, cause| KillSwitchError::Bpf { what, path: path.clone(), cause };
         let map = sys::array_create(VALUE as u32, SOURCES).map_err(|cause| failed("make", cause))?;
         let new = Self { map, path: path.clone() };
-        if let Some(engaged) = remembered {
-            new.set(Source::Operator, encode(engaged))?;
+        for (source, engaged) in remembered {
+            new.set(*source, encode(engaged))?;
         }
         match sys::obj_pin(new.map.as_fd(), &pins::c_path(&path)) {
             Ok(()) => Ok(new),

@@ -16,7 +16,7 @@ const ANSWER: Duration = Duration::from_millis(300);
 
 /// Engages it for the operator, and says what that did.
 pub async fn on(bpffs: &Path, socket: &Path, reason: Option<&str>) -> Result<()> {
-    let switch = KillSwitch::open(bpffs, None)?;
+    let switch = KillSwitch::open(bpffs, &[])?;
     let before = operator(&Status::of(&switch)?).cloned();
     switch.engage(Source::Operator, &who("guard-agent kill-switch", &myself(), reason))?;
     // As whoever comes next will find it: `cleanup` may have removed it meanwhile.
@@ -39,7 +39,7 @@ pub async fn on(bpffs: &Path, socket: &Path, reason: Option<&str>) -> Result<()>
 /// Releases it for the operator. It is an error if somebody else still engages it.
 pub async fn off(bpffs: &Path, socket: &Path) -> Result<()> {
     // Made if it is not there: it then says that it was released, whatever an agent remembers from before a reboot.
-    let switch = KillSwitch::open(bpffs, None)?;
+    let switch = KillSwitch::open(bpffs, &[])?;
     let before = operator(&Status::of(&switch)?).cloned();
     switch.release(Source::Operator)?;
     let now = Status::of(&switch)?;
@@ -94,7 +94,10 @@ fn remedy(by: &By) -> &'static str {
         "file" => {
             "set `killSwitch: false` in that file: a running agent takes it over within seconds, any other as it starts"
         }
-        "cluster" => "release it in the cluster: it holds for all nodes",
+        "cluster" => {
+            "write \"off\" there: kubectl -n egress-guard patch configmap egress-guard --type merge -p \
+             '{\"data\":{\"kill-switch\":\"off\"}}'; it holds for all nodes, and an agent that runs takes it over"
+        }
         _ => "release it with the newer version of this program that engaged it",
     }
 }

@@ -77,7 +77,8 @@ impl Alert {
     }
 }
 
-fn summary(report: &Report) -> String {
+/// What happened, in one sentence.
+pub(crate) fn summary(report: &Report) -> String {
     let per = if report.limit == Limit::Quota { "" } else { "/s" };
     format!(
         "{} crossed its {} limit: {}{per}, and {}{per} is allowed",
@@ -92,7 +93,8 @@ fn list<T>(items: &[T], say: fn(&T) -> String) -> String {
     items.iter().map(say).collect::<Vec<_>>().join("; ")
 }
 
-fn done(done: &Done) -> String {
+/// What was done, in words.
+pub(crate) fn done(done: &Done) -> String {
     match done {
         Done::Contained { how: Held::Throttle(rate), until } => {
             format!("throttled to {}/s until {until}", bytes(*rate as f64))
