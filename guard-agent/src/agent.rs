@@ -1,6 +1,13 @@
 //! Wires the tasks together, and knows which of them may fail.
 
-use std::{future::Future, mem, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    mem,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use guard_cluster::connect::{Clients, Identity};
@@ -99,12 +106,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let listener = http::listen(options.listen).await?;
     let mut socket = Socket::open(&options.socket)?;
 
-    let pods_root = match &options.pods_root {
-        Some(path) => Some(tree::relative(&root, path).with_context(|| {
-            format!("--pods-root {} does not lie in the cgroup v2 hierarchy at {}", path.display(), root.display())
-        })?),
-        None => None,
-    };
+    let pods_root = pods_root(&options, &root)?;
     let clients = options.orchestrator.clients().await?;
     let watched = Watched { root: root.clone(), pods_root, extra: config.meters.extra.clone() };
     let (state_file, mut remembered) = Keeper::open(&options.state_dir)?;
@@ -177,19 +179,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         remembered,
     };
     let mut guard = Guard::new(parts, &config)?;
-    guard.try_walk()?;
-    // All is metered and held; only what is shown waits a little, so that it begins with the pods' names.
-    guard.renew();
-    if guard.has_strangers()
-        && let Some(told) = pods.first().await
-    {
-        guard.on_pods(told)?;
-    }
-    guard.settled_in();
-    guard.say_if_idle();
-    guard.sample()?;
-    // A state folder that cannot be written to is said at once.
-    drop(guard.keep_now());
+    settle_in(&mut guard, &mut pods).await?;
     ready.send_replace(true);
     info!(listen = %options.listen, socket = %options.socket.display(), mode = %config.policies.mode, "ready");
 
@@ -206,6 +196,33 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     };
     life.guard.keep_and_wait();
     result
+}
+
+/// The pods' root that was asked for, from the hierarchy's root.
+fn pods_root(options: &Options, root: &Path) -> Result<Option<String>> {
+    let Some(path) = &options.pods_root else { return Ok(None) };
+    let relative = tree::relative(root, path).with_context(|| {
+        format!("--pods-root {} does not lie in the cgroup v2 hierarchy at {}", path.display(), root.display())
+    })?;
+    Ok(Some(relative))
+}
+
+/// Meters all that is there, and shows it.
+async fn settle_in(guard: &mut Guard, pods: &mut Watching) -> Result<()> {
+    guard.try_walk()?;
+    // All is metered and held; only what is shown waits a little, so that it begins with the pods' names.
+    guard.renew();
+    if guard.has_strangers()
+        && let Some(told) = pods.first().await
+    {
+        guard.on_pods(told)?;
+    }
+    guard.settled_in();
+    guard.say_if_idle();
+    guard.sample()?;
+    // A state folder that cannot be written to is said at once.
+    drop(guard.keep_now());
+    Ok(())
 }
 
 /// Who starts afresh what is evicted.
