@@ -352,8 +352,8 @@ impl fmt::Display for Spent {
             }
             Self::Workload { workload, held, most } => write!(
                 f,
-                "the budget of {workload} is spent: {held} of its pods were evicted and have no Ready replacement yet, and \
-                 {most} may at once (budgets.workload)"
+                "the budget of {workload} is spent: {held} evictions of its pods are under way or wait for a Ready \
+                 replacement, and {most} may be at once (budgets.workload)"
             ),
             Self::Contended { what } => {
                 write!(
