@@ -48,7 +48,7 @@ fn main() -> Result<()> {
         .arg(&target)
         .env("RUSTC", &compiler.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.replace(' ', "\x1f"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(&root))
         .env("PATH", prepend(&linker, "PATH"))
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env_remove("RUSTC_WRAPPER")
@@ -65,6 +65,24 @@ fn main() -> Result<()> {
             .with_context(|| format!("the build left no object {object}"))?;
     }
     Ok(())
+}
+
+/// [`FLAGS`], and what keeps this machine's folders out of the debug information, which the kernel gets as line info: the
+/// same commit is to give the same object wherever it is built.
+fn flags(root: &Path) -> OsString {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| env::home_dir().map(|home| home.join(".cargo")));
+    // A folder for each registry, whose name says which it is. Of those that hold, rustc takes the last.
+    let registries = home.as_ref().and_then(|home| fs::read_dir(home.join("registry/src")).ok());
+    let mut libraries: Vec<_> = registries.into_iter().flatten().flatten().map(|registry| registry.path()).collect();
+    libraries.sort();
+    let libraries = home.into_iter().chain(libraries).map(|folder| (folder, "/cargo"));
+    let mut flags = OsString::from(FLAGS.replace(' ', "\x1f"));
+    for (folder, name) in [(root.to_owned(), "/egress-guard")].into_iter().chain(libraries) {
+        flags.push("\x1f--remap-path-prefix=");
+        flags.push(folder);
+        flags.push(format!("={name}"));
+    }
+    flags
 }
 
 /// The project's own compiler, else Debian's with its BPF library, else rustup's nightly with the sources of `core`.
