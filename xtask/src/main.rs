@@ -1,10 +1,11 @@
-//! The project's chores: `cargo xtask setup | lint | test | demo | bench`.
+//! The project's chores: `cargo xtask setup | lint | test | demo | bench | image`.
 //!
 //! It depends on nothing that needs the compiler for the kernel programs, for it is what fetches that compiler.
 
 mod bench;
 mod demo;
 mod fuzz;
+mod image;
 mod kernel;
 mod lint;
 mod process;
@@ -44,6 +45,15 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Make an image of the agent, an OCI archive in `target`.
+    Image {
+        /// Then prove that it runs under containerd, and that packing it again gives the same archive (needs root).
+        #[arg(long)]
+        check: bool,
+        /// And that building it again from clean, in another folder, does: this takes minutes.
+        #[arg(long, requires = "check")]
+        rebuild: bool,
+    },
 }
 
 fn run(verb: &Verb) -> Result<()> {
@@ -53,6 +63,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Test { long, args } => test::run(*long, args),
         Verb::Demo { args } => demo::run(args),
         Verb::Bench { args } => bench::run(args),
+        Verb::Image { check, rebuild } => image::run(*check, *rebuild),
     }
 }
 

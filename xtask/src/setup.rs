@@ -7,10 +7,13 @@ mod linker;
 mod recipe;
 mod toolchain;
 mod tools;
+mod unpacked;
 
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+
+pub(crate) use unpacked::Unpacked;
 
 /// The verb.
 pub(crate) fn run() -> Result<()> {
@@ -36,6 +39,16 @@ pub(crate) fn toolchain() -> Result<()> {
 pub(crate) fn fuzzer() -> Result<PathBuf> {
     report(&tools::ensure(&tools::FUZZING))?;
     fuzzer::ensure()
+}
+
+/// For the image: Debian's buildah and certificate authorities.
+pub(crate) fn buildah() -> Result<Unpacked> {
+    Unpacked::get("buildah", &["buildah", "ca-certificates"])
+}
+
+/// For the image's check: Debian's containerd.
+pub(crate) fn containerd() -> Result<Unpacked> {
+    Unpacked::get("containerd", &["containerd", "runc"])
 }
 
 /// All that is missing at once, each with its remedy: nobody wants to learn of it one run at a time.

@@ -11,10 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::{apt, linker, recipe::Recipe, say};
-use crate::{
-    kernel,
-    process::{is_root, output},
-};
+use crate::{kernel, process::output};
 
 /// A folder in which finished toolchains are kept for other checkouts.
 const CACHE: &str = "EGRESS_GUARD_CACHE";
@@ -33,7 +30,7 @@ const PROBE: &str = "#![no_std]\n#![no_main]\n\
 
 /// Sees to it that the kernel programs can be compiled.
 pub(super) fn ensure() -> Result<()> {
-    let (own, recipe) = (kernel::own_folder(), Recipe::current());
+    let (own, recipe) = (kernel::own_folder(), Recipe::toolchain());
     if recipe.is_done(&own) {
         return Ok(());
     }
@@ -103,7 +100,7 @@ fn build(place: &Path, recipe: &Recipe) -> Result<()> {
 }
 
 /// Moves, rather than removes, what was in `place`: half removed it would still be marked as complete.
-fn replace(place: &Path, new: &Path) -> Result<()> {
+pub(super) fn replace(place: &Path, new: &Path) -> Result<()> {
     let old = place.with_extension("old");
     clear(&old)?;
     if fs::symlink_metadata(place).is_ok() {
@@ -117,7 +114,7 @@ fn replace(place: &Path, new: &Path) -> Result<()> {
 fn fetch(folder: &Path) -> Result<String> {
     let folder_for_packages = folder.join("packages");
     say("downloading Debian's compiler for the kernel programs");
-    let packages = download(&folder_for_packages)?;
+    let packages = apt::with_current_lists(|| download(&folder_for_packages))?;
     let mut names = String::new();
     for package in &packages {
         apt::unpack(package, folder)?;
@@ -128,20 +125,10 @@ fn fetch(folder: &Path) -> Result<String> {
     Ok(names)
 }
 
-/// Old lists name versions that the archive has dropped, and a bare machine has no lists: then they are renewed.
 fn download(folder: &Path) -> Result<Vec<PathBuf>> {
-    match try_download(folder) {
-        Err(_) if is_root() => apt::update().and_then(|()| try_download(folder)),
-        Err(error) => bail!("{error:#}: run `sudo apt-get update` and try again"),
-        done => done,
-    }
-}
-
-fn try_download(folder: &Path) -> Result<Vec<PathBuf>> {
     let packages = apt::packages()?
         .ok_or_else(|| anyhow!("apt knows no compiler for the kernel programs (the package {})", apt::BPF_PACKAGES))?;
-    clear(folder)?;
-    fs::create_dir_all(folder).with_context(|| format!("{} could not be made", folder.display()))?;
+    empty(folder)?;
     apt::download(&packages, folder)
 }
 
@@ -174,8 +161,14 @@ fn probe(folder: &Path) -> Result<()> {
     clear(&object)
 }
 
+/// Makes it an empty folder, whatever it was.
+pub(super) fn empty(folder: &Path) -> Result<()> {
+    clear(folder)?;
+    fs::create_dir_all(folder).with_context(|| format!("{} could not be made", folder.display()))
+}
+
 /// Removes whatever is there; of a link only the link.
-fn clear(path: &Path) -> Result<()> {
+pub(super) fn clear(path: &Path) -> Result<()> {
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
     let removed = if found.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     removed.with_context(|| format!("{} could not be removed", path.display()))
