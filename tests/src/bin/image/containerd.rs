@@ -16,7 +16,7 @@ use guard_tests::{
     unique,
 };
 
-use crate::receiver::{NAMESERVER, Receiver};
+use crate::receiver::NAMESERVER;
 
 /// What an image is called.
 pub(crate) struct Image<'a> {
@@ -81,7 +81,7 @@ impl Containerd {
 
     /// Makes the agent of a setup one in a container, with the folders that a pod would mount and with the image's own
     /// command; what the flags say otherwise, the environment does.
-    pub(crate) fn prepare(&self, setup: &mut Setup, pods: &Pods, image: &str, receiver: &Receiver) -> Result<()> {
+    pub(crate) fn prepare(&self, setup: &mut Setup, pods: &Pods, image: &str) -> Result<()> {
         let port = setup.arguments.iter().skip_while(|argument| *argument != "--listen").nth(1);
         let listen = port.context("a setup says where to listen")?.clone();
         let (state, names) = (setup.file("state"), setup.file("resolv.conf"));
@@ -119,7 +119,6 @@ impl Containerd {
         let wrapper = self.dir.join("run");
         fs::write(&wrapper, script)?;
         fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
-        println!("image: alerts go to {}", receiver.url());
         setup.arguments.clear();
         setup.binary = wrapper;
         Ok(())

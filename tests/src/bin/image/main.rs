@@ -44,7 +44,7 @@ fn main() -> Result<()> {
     println!("image: containerd has imported {name}@{digest}");
     let mut world = World::prepared(|pods, setup| {
         setup.configure(&config(&receiver.url()))?;
-        containerd.prepare(setup, pods, &name, &receiver)
+        containerd.prepare(setup, pods, &name)
     })?;
     containerd.assert_read_only()?;
     println!("image: ready, privileged, with a root filesystem that is read-only");
