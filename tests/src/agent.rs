@@ -387,7 +387,7 @@ impl Drop for Agent {
 
 /// Keeps Ctrl-C of a terminal from the agent, and ends it with its parent.
 #[expect(unsafe_code, reason = "what runs between fork and exec")]
-fn alone(command: &mut Command) {
+pub fn alone(command: &mut Command) {
     command.process_group(0);
     // SAFETY: one system call with constants.
     unsafe {
