@@ -1,6 +1,13 @@
 //! Wires the tasks together, and knows which of them may fail.
 
-use std::{future::Future, mem, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    mem,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use guard_cluster::connect::Identity;
@@ -99,12 +106,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let listener = http::listen(options.listen).await?;
     let mut socket = Socket::open(&options.socket)?;
 
-    let pods_root = match &options.pods_root {
-        Some(path) => Some(tree::relative(&root, path).with_context(|| {
-            format!("--pods-root {} does not lie in the cgroup v2 hierarchy at {}", path.display(), root.display())
-        })?),
-        None => None,
-    };
+    let pods_root = options.pods_root.as_ref().map(|path| pods_root(&root, path)).transpose()?;
     let clients = options.orchestrator.clients().await?;
     let watched = Watched { root: root.clone(), pods_root, extra: config.meters.extra.clone() };
     let (state_file, mut remembered) = Keeper::open(&options.state_dir)?;
@@ -146,21 +148,14 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         Orchestrator::None | Orchestrator::Kubernetes => None,
         Orchestrator::Local => Some(Local::new(root)?),
     };
-    for collector in local.iter().flat_map(Local::collectors) {
-        metrics.register(collector)?;
-    }
+    local.iter().flat_map(Local::collectors).try_for_each(|collector| metrics.register(collector))?;
     let (hammer, struck) = Hammer::new(local, Arc::clone(&kill_switch), latest);
     let webhook = Webhook::new()?;
-    for collector in webhook.collectors() {
-        metrics.register(collector)?;
-    }
+    webhook.collectors().into_iter().try_for_each(|collector| metrics.register(collector))?;
     let kill_switch = View::new(kill_switch);
     kill_switch.set_file(config.kill_switch, &options.config)?;
     let mut voice = Voice::new(breaches, options.identity.node.clone());
-    voice.flag = config.flag.annotation;
-    if let Some(clients) = &clients {
-        voice.tell_pods(clients, &options.identity, &metrics)?;
-    }
+    voice.tell_pods(clients.as_ref(), &options.identity, &metrics)?;
     let keeper = state_file.keep(Arc::clone(&metrics));
     let known = remembered.as_mut().map(|remembered| mem::take(&mut remembered.kept.pods));
     let (roster, mut pods) = watching::begin(clients.as_ref(), &options.identity, known.unwrap_or_default(), &metrics)?;
@@ -209,6 +204,13 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     };
     life.guard.keep_and_wait();
     result
+}
+
+/// The pods' root, as it was asked for.
+fn pods_root(root: &Path, asked: &Path) -> Result<String> {
+    tree::relative(root, asked).with_context(|| {
+        format!("--pods-root {} does not lie in the cgroup v2 hierarchy at {}", asked.display(), root.display())
+    })
 }
 
 /// What a running agent works on.

@@ -148,7 +148,9 @@ impl Fleet {
             (Contact::Fresh, Word::Missing) => "missing",
             _ => "away",
         };
-        STATES.iter().for_each(|one| state.with_label_values(&[one]).set(i64::from(*one == is)));
+        for one in STATES {
+            state.with_label_values(&[one]).set(i64::from(one == is));
+        }
         Heard { name: name.clone(), word: told.word, contact, path, file }
     }
 }

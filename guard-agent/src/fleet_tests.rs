@@ -64,8 +64,8 @@ async fn only_a_file_that_was_written_since_releases_what_is_engaged() {
     fleet.look();
     let now = SystemTime::now();
     assert_eq!(rule(&mut fleet, None), Switch::Released);
-    assert_eq!(rule(&mut fleet, Some(now + Duration::from_secs(60))), Switch::AsItWas);
-    assert_eq!(rule(&mut fleet, Some(now - Duration::from_secs(60))), Switch::Released);
+    assert_eq!(rule(&mut fleet, Some(now + Duration::from_mins(1))), Switch::AsItWas);
+    assert_eq!(rule(&mut fleet, Some(now - Duration::from_mins(1))), Switch::Released);
 }
 
 #[tokio::test(start_paused = true)]
