@@ -53,17 +53,22 @@ pub struct Leave {
     pub local_volumes: bool,
 }
 
+impl Leave {
+    /// What holds if the file does not say.
+    pub const USUAL: Self = Self {
+        unmanaged: false,
+        daemon_sets: false,
+        last_replica: false,
+        min_ready: 1,
+        min_age: Duration::from_mins(1),
+        empty_dir: true,
+        local_volumes: false,
+    };
+}
+
 impl Default for Leave {
     fn default() -> Self {
-        Self {
-            unmanaged: false,
-            daemon_sets: false,
-            last_replica: false,
-            min_ready: 1,
-            min_age: Duration::from_mins(1),
-            empty_dir: true,
-            local_volumes: false,
-        }
+        Self::USUAL
     }
 }
 

@@ -8,6 +8,9 @@ use crate::{
     watch::Over,
 };
 
+#[path = "verdict/release_tests.rs"]
+mod releases;
+
 const S: u64 = 1_000_000_000;
 const A: ContainerId = ContainerId(1);
 /// Seconds since 1970.
@@ -16,15 +19,7 @@ const HOW: Containment = Containment::Block;
 const GRACE: Duration = Duration::from_secs(7);
 const CONTAIN: Contain = Contain { how: HOW, length: Duration::from_mins(1) };
 const EVICT: Evict = Evict { after: Duration::from_secs(30), grace: Some(GRACE), leave: LEAVE };
-const LEAVE: Leave = Leave {
-    unmanaged: false,
-    daemon_sets: false,
-    last_replica: false,
-    min_ready: 1,
-    min_age: Duration::from_mins(1),
-    empty_dir: true,
-    local_volumes: false,
-};
+const LEAVE: Leave = Leave::USUAL;
 
 type Change = fn(&mut Node);
 
@@ -389,25 +384,4 @@ fn what_the_kernel_does_by_itself() {
     for (index, (case, mode, kill_switch, released, expected)) in cases.into_iter().enumerate() {
         assert_eq!(arm(case, mode, kill_switch, released), expected, "case {index}");
     }
-}
-
-#[test]
-fn a_release_lasts_until_the_breaches_of_its_time_are_over() {
-    let mut node = Node::breached(60, 100).crossed(Limit::Ingress, 60, 100);
-    assert!(!node.container.is_released(&node.watch), "not released at all");
-    node.container.released = Some(80 * S);
-    assert!(node.container.is_released(&node.watch));
-    node.watch.sample(110 * S, []);
-    assert!(!node.container.is_released(&node.watch), "the breach is over");
-    node.watch.crossed(111 * S, A, Limit::Rate, Over { figure: 9.0, allowed: 3.0 });
-    assert!(!node.container.is_released(&node.watch), "another breach");
-}
-
-#[test]
-fn a_workload_breaches_by_egress_only() {
-    let containers = [container(A, "w"), container(ContainerId(2), "v")];
-    let count =
-        |node: Node| breaching(&node.watch, &containers).map(|container| &*container.workload).collect::<Vec<_>>();
-    assert_eq!(count(Node::breached(1, 1)), ["w"]);
-    assert!(count(Node::new().crossed(Limit::Ingress, 1, 1)).is_empty());
 }

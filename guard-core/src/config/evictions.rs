@@ -38,16 +38,16 @@ fn grace<'de, D: Deserializer<'de>>(yaml: D) -> Result<Option<Duration>, D::Erro
     at_least::<0, _>(yaml).map(Some)
 }
 
-fn min_ready() -> u32 {
-    Leave::default().min_ready
+const fn min_ready() -> u32 {
+    Leave::USUAL.min_ready
 }
 
-fn min_age() -> Duration {
-    Leave::default().min_age
+const fn min_age() -> Duration {
+    Leave::USUAL.min_age
 }
 
-fn empty_dir() -> bool {
-    Leave::default().empty_dir
+const fn empty_dir() -> bool {
+    Leave::USUAL.empty_dir
 }
 
 impl<'de> Deserialize<'de> for Evict {
