@@ -12,6 +12,7 @@ mod credentials;
 pub mod installation;
 pub mod kubelet;
 pub mod objects;
+pub mod proxy;
 pub mod space;
 pub mod stage;
 
@@ -23,6 +24,7 @@ pub use audit::Request;
 pub use control_plane::{ControlPlane, Options};
 pub use installation::Installation;
 pub use kubelet::{Behaviour, Kubelet};
+pub use proxy::{Fault, Proxy};
 pub use space::Space;
 
 /// Tries until it holds, for at most `limit`; the error says what was seen last.
