@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use guard_agent::snapshot;
+pub use guard_agent::snapshot;
 
 use crate::{
     eventually,
