@@ -143,7 +143,8 @@ async fn proxied(plane: &ControlPlane, config: &str) -> Result<(Stage, Proxy)> {
 
 /// A policy for the pods that are labelled so, and one for all others.
 fn tiers(mode: &str) -> String {
-    let strict = "policies:\n  - name: strict\n    match: {labels: {tier: strict}}\n    egress: {rate: 50KB/s, burst: 50KB}\n";
+    let strict =
+        "policies:\n  - name: strict\n    match: {labels: {tier: strict}}\n    egress: {rate: 50KB/s, burst: 50KB}\n";
     config("", "").replace("policies:\n", strict).replace("mode: evict", &format!("mode: {mode}"))
 }
 
