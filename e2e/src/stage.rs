@@ -57,6 +57,16 @@ impl Stage {
     /// As [`Self::new`], with another kubelet.
     pub async fn with(plane: &ControlPlane, config: &str, behaviour: Behaviour) -> Result<Self> {
         let installation = Installation::new(plane, "evict", config).await?;
+        Self::of(plane, config, behaviour, installation).await
+    }
+
+    /// As [`Self::with`], with an installation that is there, of this policy file.
+    pub async fn of(
+        plane: &ControlPlane,
+        config: &str,
+        behaviour: Behaviour,
+        installation: Installation,
+    ) -> Result<Self> {
         let client = plane.admin().await?;
         let space = Space::new(&client).await?;
         let node = format!("node-{}", space.name);
@@ -99,7 +109,10 @@ impl Stage {
     pub fn listed(&self, pod: &Pod) -> Result<snapshot::Container> {
         let listed = tokio::task::block_in_place(|| self.world.agent().list())?;
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
-        let found = listed.iter().find(|listed| listed.namespace == namespace && listed.pod == name);
+        let id = &self.container(pod)?.id;
+        // Until it has the names, it is listed without.
+        let is_it = |listed: &&snapshot::Container| listed.container_id == *id && listed.pod == name;
+        let found = listed.iter().find(is_it).filter(|listed| listed.namespace == namespace);
         found.cloned().with_context(|| format!("it lists {listed:?}"))
     }
 
