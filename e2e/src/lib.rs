@@ -9,10 +9,10 @@ pub mod audit;
 mod component;
 pub mod control_plane;
 mod credentials;
-pub mod gate;
 pub mod installation;
 pub mod kubelet;
 pub mod objects;
+pub mod proxy;
 pub mod space;
 pub mod stage;
 
@@ -22,9 +22,9 @@ use anyhow::{Result, anyhow};
 
 pub use audit::Request;
 pub use control_plane::{ControlPlane, Options};
-pub use gate::Gate;
 pub use installation::Installation;
 pub use kubelet::{Behaviour, Kubelet};
+pub use proxy::{Fault, Proxy};
 pub use space::Space;
 
 /// Tries until it holds, for at most `limit`; the error says what was seen last.

@@ -1,6 +1,8 @@
 //! A node with a real agent on it: real cgroups for the pods that the API server tells of, real traffic, real evictions.
 
-use std::{collections::BTreeMap, time::Duration};
+mod seen;
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use guard_tests::{
@@ -56,26 +58,26 @@ impl Stage {
 
     /// As [`Self::new`], with another kubelet.
     pub async fn with(plane: &ControlPlane, config: &str, behaviour: Behaviour) -> Result<Self> {
-        let installation = Installation::new(plane, "evict", config).await?;
-        Self::of(plane, config, behaviour, installation).await
+        Self::by(plane, config, behaviour, async |installation| Ok(installation.kubeconfig.clone())).await
     }
 
-    /// As [`Self::with`], with an installation that is there, of this policy file.
-    pub async fn of(
+    /// As [`Self::with`]. What `way` does comes right before the agent starts, and it returns the agent's kubeconfig.
+    pub async fn by(
         plane: &ControlPlane,
         config: &str,
         behaviour: Behaviour,
-        installation: Installation,
+        way: impl AsyncFnOnce(&Installation) -> Result<PathBuf>,
     ) -> Result<Self> {
+        let installation = Installation::new(plane, "evict", config).await?;
         let client = plane.admin().await?;
         let space = Space::new(&client).await?;
         let node = format!("node-{}", space.name);
         let kubelet = Kubelet::start(&client, &space.name, &[&node], behaviour).await?;
+        let kubeconfig = way(&installation).await?.display().to_string();
         let world = tokio::task::block_in_place(|| {
             World::prepared(|_: &Pods, setup| {
                 setup.set("--orchestrator", "kubernetes");
                 setup.set("--node-name", &*node);
-                let kubeconfig = installation.kubeconfig.display().to_string();
                 setup.environment.push(("KUBECONFIG".into(), kubeconfig));
                 setup.environment.push(("POD_NAMESPACE".into(), installation.space.name.clone()));
                 setup.configure(config)
@@ -86,14 +88,27 @@ impl Stage {
 
     /// Gives a pod's first container its cgroup, and waits until it has its meter and the names of the pod.
     pub async fn run(&mut self, pod: &Pod) -> Result<()> {
+        self.place(pod)?;
+        self.named(pod).await
+    }
+
+    /// Gives a pod's first container its cgroup.
+    pub fn place(&mut self, pod: &Pod) -> Result<()> {
         let uid = pod.uid().context("a pod without UID")?;
         // Of a static pod kubelet itself knows another UID than the API server.
         let cgroup_uid = pod.annotations().get("kubernetes.io/config.hash").unwrap_or(&uid);
-        let name = pod.spec.as_ref().and_then(|spec| spec.containers.first()).context("no container")?.name.clone();
-        let container = self.world.pods.container_of(cgroup_uid, &container_id(pod, &name))?;
+        let container = self.world.pods.container_of(cgroup_uid, &container_id(pod, first(pod)?))?;
         self.containers.insert(uid, container);
+        Ok(())
+    }
+
+    /// Waits until that has its meter and the names of the pod.
+    pub async fn named(&self, pod: &Pod) -> Result<()> {
+        let name = first(pod)?;
         eventually(&format!("the agent knows {} by its name", pod.name_any()), SOON, async || {
-            self.listed(pod).map(drop)
+            let listed = self.listed(pod)?;
+            ensure!(listed.container == name, "it lists {listed:?}");
+            Ok(())
         })
         .await
     }
@@ -109,10 +124,10 @@ impl Stage {
     pub fn listed(&self, pod: &Pod) -> Result<snapshot::Container> {
         let listed = tokio::task::block_in_place(|| self.world.agent().list())?;
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+        // A StatefulSet's pods come and go under one name.
         let id = &self.container(pod)?.id;
-        // Until it has the names, it is listed without.
-        let is_it = |listed: &&snapshot::Container| listed.container_id == *id && listed.pod == name;
-        let found = listed.iter().find(is_it).filter(|listed| listed.namespace == namespace);
+        let is_it = |it: &&snapshot::Container| it.container_id == *id && it.namespace == namespace && it.pod == name;
+        let found = listed.iter().find(is_it);
         found.cloned().with_context(|| format!("it lists {listed:?}"))
     }
 
@@ -216,4 +231,10 @@ impl Stage {
         ensure!(found.metadata.deletion_timestamp.is_none(), "{} is being deleted:\n{}", pod.name_any(), self.log()?);
         Ok(())
     }
+}
+
+/// The name of a pod's first container.
+fn first(pod: &Pod) -> Result<&str> {
+    let containers = pod.spec.as_ref().map(|spec| &*spec.containers);
+    Ok(&containers.and_then(|all| all.first()).context("no container")?.name)
 }

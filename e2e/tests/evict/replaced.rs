@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use guard_e2e::{
-    Behaviour, ControlPlane, Gate, Installation,
+    Behaviour, ControlPlane, Fault, Installation, Proxy,
     kubelet::digest,
     objects::{IMAGE, deployment, stateful_set},
-    stage::{Stage, config},
+    stage::{SOON, Stage, config},
 };
 use k8s_openapi::api::{
     apps::v1::{Deployment, StatefulSet},
@@ -40,24 +40,24 @@ async fn a_tag_that_was_moved_is_said() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_took_the_name_meanwhile_is_not_evicted() -> Result<()> {
     let plane = ControlPlane::shared().await?;
-    let config = config("", "");
-    let mut installation = Installation::new(plane, "evict", &config).await?;
-    let gate = Gate::new(plane, &mut installation).await?;
-    let mut stage = Stage::of(plane, &config, Behaviour::default(), installation).await?;
+    let proxy = Proxy::start(&plane.kubeconfig_admin()).await?;
+    let way = async |installation: &Installation| proxy.kubeconfig(&installation.kubeconfig);
+    let mut stage = Stage::by(plane, &config("", ""), Behaviour::default(), way).await?;
+    proxy.faults([Fault::DelayRequest]);
     stage.space.create::<StatefulSet>(stateful_set("db", 2)).await?;
     let breacher = stage.space.ready("db", 2).await?.remove(0);
     stage.run(&breacher).await?;
     let _attack = stage.attack(&breacher)?;
 
     // All has been looked at by now, and the eviction is under way.
-    let eviction = gate.next().await?;
+    let eviction = proxy.come(1, SOON).await?.remove(0);
     assert_eq!(eviction.body["metadata"]["name"], "db-0");
     assert_eq!(eviction.body["deleteOptions"], json!({"preconditions": {"uid": breacher.uid()}}));
     stage.space.api::<Pod>().delete("db-0", &DeleteParams::default().grace_period(0)).await?;
     stage.space.gone(&breacher).await?;
     let fresh = stage.space.ready("db", 2).await?.remove(0);
     assert_eq!(fresh.name_any(), "db-0");
-    drop(eviction);
+    proxy.pass_on();
 
     stage.ended("gone").await?;
     stage.says_of(&breacher, "not evicted: it is gone already").await?;
