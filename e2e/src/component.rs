@@ -6,13 +6,17 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use guard_tests::process;
 
 /// How much of a log a failure shows.
 const TAIL: usize = 15;
+
+/// How long a process may take to stand still.
+const FREEZE: Duration = Duration::from_secs(10);
 
 /// Waits for the end of its input, which is the end of whoever started it, then ends every process whose id is in a `.pid`
 /// file of the folder, and removes the folder. A process that is just ending may still write there.
@@ -117,6 +121,21 @@ impl Component {
         Ok(())
     }
 
+    /// Freezes it. A thread may go on for a while after the signal, and answer: this returns when none does.
+    pub(crate) fn freeze(&self) -> Result<()> {
+        self.signal(libc::SIGSTOP)?;
+        let id = self.child.as_ref().with_context(|| format!("{} does not run", self.name))?.id();
+        guard_tests::eventually(&format!("{} is frozen", self.name), FREEZE, || {
+            for thread in fs::read_dir(format!("/proc/{id}/task"))? {
+                let stat = fs::read_to_string(thread?.path().join("stat"))?;
+                // Behind the name, which may have anything in it.
+                let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+                ensure!(state == Some('T'), "a thread is in state {state:?}");
+            }
+            Ok(())
+        })
+    }
+
     /// The end of its log.
     pub(crate) fn tail(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
@@ -135,10 +154,6 @@ impl Drop for Component {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use anyhow::ensure;
-
     use super::*;
 
     fn sleep(folder: &Folder) -> Component {
@@ -181,7 +196,7 @@ mod tests {
     fn a_frozen_one_ends_as_well() {
         let folder = Folder::make().expect("a folder");
         let component = sleep(&folder);
-        component.signal(libc::SIGSTOP).expect("it runs");
+        component.freeze().expect("it runs");
         let path = folder.path().to_owned();
         drop(component);
         drop(folder);

@@ -210,7 +210,7 @@ impl ControlPlane {
 
     /// Freezes the API server: connections stay, nothing is answered.
     pub fn stop_api(&self) -> Result<()> {
-        self.components().api.signal(libc::SIGSTOP)
+        self.components().api.freeze()
     }
 
     /// Lets it go on.

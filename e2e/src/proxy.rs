@@ -30,7 +30,7 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Notify, watch},
     task::{JoinHandle, JoinSet},
 };
 
@@ -48,6 +48,8 @@ pub enum Fault {
     },
     /// The server gets it, and the connection is closed instead of the answer.
     LoseAnswer,
+    /// The server gets it once [`Proxy::pass_on`] says so.
+    DelayRequest,
     /// The server never gets it, and there is never an answer.
     HoldRequest,
     /// The server gets it, and there is never an answer.
@@ -70,6 +72,8 @@ struct Shared {
     evictions: Mutex<Vec<Eviction>>,
     /// How many requests came.
     requests: Mutex<usize>,
+    /// One that is delayed passes.
+    pass_on: Notify,
     /// Requests pass.
     open: watch::Sender<bool>,
     /// Changes: the watches that there are end.
@@ -83,10 +87,12 @@ impl std::fmt::Debug for Shared {
 }
 
 /// An eviction that came to the proxy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Eviction {
     /// When.
     pub at: Instant,
+    /// What it says.
+    pub body: Value,
     /// The server's answer, if it was asked and has answered.
     pub answered: Option<u16>,
 }
@@ -105,6 +111,7 @@ impl Proxy {
             faults: Mutex::default(),
             evictions: Mutex::default(),
             requests: Mutex::default(),
+            pass_on: Notify::new(),
             open: watch::Sender::new(true),
             end: watch::Sender::default(),
         });
@@ -162,6 +169,11 @@ impl Proxy {
         *lock(&self.shared.requests)
     }
 
+    /// Lets the server have an eviction that is delayed.
+    pub fn pass_on(&self) {
+        self.shared.pass_on.notify_one();
+    }
+
     /// Lets requests wait from now on.
     pub fn stop(&self) {
         self.shared.open.send_replace(false);
@@ -216,23 +228,24 @@ impl Shared {
         if let Some(headers) = request.headers_mut() {
             *headers = passing(parts.headers);
         }
-        let request = request.body(Body::from(body))?;
+        let request = request.body(Body::from(body.clone()))?;
         if parts.method == Method::POST && parts.uri.path().ends_with("/eviction") {
-            return self.eviction(request).await;
+            return self.eviction(request, serde_json::from_slice(&body)?).await;
         }
         self.pass(request).await
     }
 
-    async fn eviction(&self, request: Request<Body>) -> Result<Response<AnyBody>> {
+    async fn eviction(&self, request: Request<Body>, body: Value) -> Result<Response<AnyBody>> {
         let number = {
             let mut evictions = lock(&self.evictions);
-            evictions.push(Eviction { at: Instant::now(), answered: None });
+            evictions.push(Eviction { at: Instant::now(), body, answered: None });
             evictions.len() - 1
         };
         let fault = lock(&self.faults).pop_front();
         match fault {
             Some(Fault::Refuse { code, retry_after }) => return refusal(code, retry_after),
             Some(Fault::HoldRequest) => return std::future::pending().await,
+            Some(Fault::DelayRequest) => self.pass_on.notified().await,
             Some(Fault::LoseAnswer | Fault::HoldAnswer) | None => {}
         }
         let answer = self.pass(request).await?;

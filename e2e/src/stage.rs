@@ -124,7 +124,10 @@ impl Stage {
     pub fn listed(&self, pod: &Pod) -> Result<snapshot::Container> {
         let listed = tokio::task::block_in_place(|| self.world.agent().list())?;
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
-        let found = listed.iter().find(|listed| listed.namespace == namespace && listed.pod == name);
+        // A StatefulSet's pods come and go under one name.
+        let id = &self.container(pod)?.id;
+        let is_it = |it: &&snapshot::Container| it.container_id == *id && it.namespace == namespace && it.pod == name;
+        let found = listed.iter().find(is_it);
         found.cloned().with_context(|| format!("it lists {listed:?}"))
     }
 

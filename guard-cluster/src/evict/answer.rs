@@ -54,12 +54,18 @@ pub(crate) fn classify(answer: &Answer) -> Said {
         400 if message.contains("policy/v1") || message.contains("no kind \"Eviction\"") => {
             return Said::OtherVersion(refused());
         }
-        409 if message.contains("Precondition failed: UID") => Outcome::Gone,
+        409 if is_of_another(&message) => Outcome::Gone,
         429 => too_many(answer, &status, &details),
         500 if message.contains("more than one PodDisruptionBudget") => Outcome::Misconfigured { budgets: vec![] },
         _ => refusal_of(answer, &status, &details, "evict the pod", true),
     };
     Said::No(outcome)
+}
+
+/// The pod of that name has another UID than the one that was to be evicted. It is said in the first words by what looks at
+/// the pod (`k8s.io/apiserver` `rest.BeforeDelete`), in the others by what deletes it (`storage.Preconditions.Check`).
+fn is_of_another(message: &str) -> bool {
+    ["the UID in the precondition", "Precondition failed: UID"].iter().any(|said| message.contains(said))
 }
 
 /// What the API server says to a question that is asked before the eviction: nothing was done.

@@ -69,9 +69,13 @@ fn a_budgets_refusal_is_told_from_a_busy_server() {
 fn gone_already() {
     let not_found = json!({"message": "pods \"web-1\" not found", "details": {"name": "web-1", "kind": "pods"}});
     says(404, &not_found, "gone", true, "gone already");
-    let other = "Operation cannot be fulfilled on pods \"web-1\": Precondition failed: UID in precondition: a, UID in object \
-                 meta: b";
-    says(409, &message(other), "gone", true, "gone already");
+    for other in [
+        "Operation cannot be fulfilled on Pod \"web-1\": the UID in the precondition (a) does not match the UID in record (b). \
+         The object might have been deleted and then recreated",
+        "Operation cannot be fulfilled on pods \"web-1\": Precondition failed: UID in precondition: a, UID in object meta: b",
+    ] {
+        says(409, &message(other), "gone", true, "gone already");
+    }
     // Another conflict says nothing of the kind.
     says(
         409,
