@@ -57,7 +57,7 @@ impl Stage {
 
     /// As [`Self::new`], with another kubelet.
     pub async fn with(plane: &ControlPlane, config: &str, behaviour: Behaviour) -> Result<Self> {
-        Self::by(plane, config, behaviour, async |installation| Ok(installation.kubeconfig.clone())).await
+        Self::by(plane, config, behaviour, async |installation, _| Ok(installation.kubeconfig.clone())).await
     }
 
     /// As [`Self::with`]. What `way` does comes right before the agent starts, and it returns the agent's kubeconfig.
@@ -65,14 +65,14 @@ impl Stage {
         plane: &ControlPlane,
         config: &str,
         behaviour: Behaviour,
-        way: impl AsyncFnOnce(&Installation) -> Result<PathBuf>,
+        way: impl AsyncFnOnce(&Installation, &Space) -> Result<PathBuf>,
     ) -> Result<Self> {
         let installation = Installation::new(plane, "evict", config).await?;
         let client = plane.admin().await?;
         let space = Space::new(&client).await?;
         let node = format!("node-{}", space.name);
         let kubelet = Kubelet::start(&client, &space.name, &[&node], behaviour).await?;
-        let kubeconfig = way(&installation).await?.display().to_string();
+        let kubeconfig = way(&installation, &space).await?.display().to_string();
         let world = tokio::task::block_in_place(|| {
             World::prepared(|_: &Pods, setup| {
                 setup.set("--orchestrator", "kubernetes");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use guard_e2e::{
-    Behaviour, ControlPlane, Fault, Proxy, eventually,
+    Behaviour, ControlPlane, Fault, Installation, Proxy, Space, eventually,
     objects::deployment,
     stage::{Stage, config},
 };
@@ -27,7 +27,7 @@ const WATCHED: Duration = Duration::from_secs(15);
 /// A stage whose agent reaches the API server through a proxy.
 async fn proxied(plane: &ControlPlane, config: &str) -> Result<(Stage, Proxy)> {
     let proxy = Proxy::start(&plane.kubeconfig_admin()).await?;
-    let way = async |installation: &guard_e2e::Installation| proxy.kubeconfig(&installation.kubeconfig);
+    let way = async |installation: &Installation, _: &Space| proxy.kubeconfig(&installation.kubeconfig);
     let stage = Stage::by(plane, config, Behaviour::default(), way).await?;
     Ok((stage, proxy))
 }
