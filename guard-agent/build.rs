@@ -4,6 +4,7 @@ use std::{
     env,
     ffi::OsString,
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -48,10 +49,10 @@ fn main() -> Result<()> {
         .arg(&target)
         .env("RUSTC", &compiler.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.replace(' ', "\x1f"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(&root))
         .env("PATH", prepend(&linker, "PATH"))
+        .env("RUSTC_WRAPPER", wrapper(&out)?)
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
-        .env_remove("RUSTC_WRAPPER")
         .env_remove("RUSTUP_TOOLCHAIN");
     if let Some(path) = &compiler.library_path {
         cargo.env("LD_LIBRARY_PATH", prepend(path, "LD_LIBRARY_PATH"));
@@ -65,6 +66,50 @@ fn main() -> Result<()> {
             .with_context(|| format!("the build left no object {object}"))?;
     }
     Ok(())
+}
+
+/// guard-common lies outside the kernel programs' workspace, so cargo tells it, and all that uses it, apart by where
+/// that is; and symbols have names by that.
+const WRAPPER: &str = r#"#!/bin/sh
+case ${CARGO_PKG_NAME:-} in
+guard-*)
+    for argument; do
+        shift
+        case $argument in metadata=*) argument=metadata=$CARGO_PKG_NAME ;; esac
+        set -- "$@" "$argument"
+    done
+    ;;
+esac
+exec "$@"
+"#;
+
+/// Writes what the compiler is called through: the symbols of our own crates are to have the same names wherever they are
+/// built.
+fn wrapper(out: &Path) -> Result<PathBuf> {
+    let path = out.join("rustc");
+    fs::write(&path, WRAPPER).with_context(|| format!("{} could not be written", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
+/// [`FLAGS`], and what keeps this machine's folders out of the debug information, which the kernel gets as line info: the
+/// same commit is to give the same object wherever it is built.
+fn flags(root: &Path) -> OsString {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| env::home_dir().map(|home| home.join(".cargo")));
+    // A folder for each registry, whose name says which it is. Of those that hold, rustc takes the last.
+    let registries = home.as_ref().and_then(|home| fs::read_dir(home.join("registry/src")).ok());
+    let mut libraries: Vec<_> = registries.into_iter().flatten().flatten().map(|registry| registry.path()).collect();
+    libraries.sort();
+    let libraries = home.into_iter().chain(libraries).map(|folder| (folder, "/cargo"));
+    let mut flags = OsString::from(FLAGS.replace(' ', "\x1f"));
+    // What the wrapper does cargo does not see: with another flag it does not take what was built without it.
+    flags.push("\x1f-Cmetadata=egress-guard");
+    for (folder, name) in [(root.to_owned(), "/egress-guard")].into_iter().chain(libraries) {
+        flags.push("\x1f--remap-path-prefix=");
+        flags.push(folder);
+        flags.push(format!("={name}"));
+    }
+    flags
 }
 
 /// The project's own compiler, else Debian's with its BPF library, else rustup's nightly with the sources of `core`.

@@ -23,7 +23,8 @@ pub struct Identity {
 /// Clients for one API server.
 #[derive(Clone)]
 pub struct Clients {
-    /// For what is asked again until it is answered: watches, lists, gets. It waits for an answer for ever, since a watch is
+    /// For watches and lists, which those who ask repeat with a backoff of their own: kube's would hide for minutes that the
+    /// API server is away. It waits for an answer for ever, since a watch is
     /// one, and does not repeat a request by itself either: kube's own retries of 429, 503 and 504 go on for minutes, in
     /// which nobody would know that the API server is away.
     pub patient: Client,
@@ -109,19 +110,23 @@ mod tests {
             }
         });
         let url = format!("http://{address}").parse().expect("a URL");
-        let Clients { patient, once } = clients(Config::new(url)).expect("clients");
+        let config = Config::new(url);
+        let Clients { patient, once } = clients(config.clone()).expect("clients");
         let request = || Request::get("/api/v1").body(Body::empty()).expect("a request");
-        let answer = once.send(request()).await.expect("an answer");
-        assert_eq!((answer.status().as_u16(), asked.load(Ordering::SeqCst)), (429, 1));
-        // The other one does: a budget's refusal would be repeated for minutes.
-        let patient = tokio::spawn(async move { patient.send(request()).await });
+        for (requests, client) in [(1, once), (2, patient)] {
+            let answer = client.send(request()).await.expect("an answer");
+            assert_eq!((answer.status().as_u16(), asked.load(Ordering::SeqCst)), (429, requests));
+        }
+        // kube's own would: a budget's refusal would be repeated for minutes.
+        let usual = Client::try_from(config).expect("a client");
+        let usual = tokio::spawn(async move { usual.send(request()).await });
         tokio::time::timeout(Duration::from_mins(1), async {
-            while asked.load(Ordering::SeqCst) < 3 {
+            while asked.load(Ordering::SeqCst) < 4 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         })
         .await
-        .expect("a second try of the patient client");
-        patient.abort();
+        .expect("a second try of kube's client");
+        usual.abort();
     }
 }

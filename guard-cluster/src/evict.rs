@@ -21,6 +21,7 @@ mod discovery;
 mod disruption;
 #[cfg(test)]
 mod fake;
+mod judged;
 mod replacement;
 mod responder;
 mod slots;

@@ -41,7 +41,10 @@ fn sweep() {
     for name in names(&temporary) {
         say(&name, remove(&temporary.join(&name)));
     }
-    if let Ok(root) = hierarchy::cgroup_root(None) {
+    let unified = hierarchy::cgroup_root(None);
+    // A container runtime makes its cgroups in every hierarchy.
+    let all = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+    for root in unified.into_iter().chain(all) {
         for name in names(&root) {
             say(&name, pods::remove_tree(&root.join(&name)));
         }

@@ -1,4 +1,4 @@
-//! The project's chores: `cargo xtask setup | lint | test | e2e | manifests | demo | bench`.
+//! The project's chores: `cargo xtask setup | lint | test | e2e | manifests | demo | bench | image`.
 //!
 //! It depends on nothing that needs the compiler for the kernel programs, for it is what fetches that compiler.
 
@@ -6,6 +6,7 @@ mod bench;
 mod demo;
 mod e2e;
 mod fuzz;
+mod image;
 mod kernel;
 mod lint;
 mod manifests;
@@ -56,6 +57,15 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Make an image of the agent, an OCI archive in `target`.
+    Image {
+        /// Then prove that it runs under containerd, and that packing it again gives the same archive (needs root).
+        #[arg(long)]
+        check: bool,
+        /// And that building it again from clean, in another folder, does: this takes minutes.
+        #[arg(long, requires = "check")]
+        rebuild: bool,
+    },
 }
 
 fn run(verb: &Verb) -> Result<()> {
@@ -67,6 +77,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Manifests { args } => manifests::run(args),
         Verb::Demo { args } => demo::run(args),
         Verb::Bench { args } => bench::run(args),
+        Verb::Image { check, rebuild } => image::run(*check, *rebuild),
     }
 }
 

@@ -80,7 +80,12 @@ fn describes_this_package(variable: &str) -> bool {
 
 /// Tells a program which agent to start.
 pub(crate) fn with_agent<'a>(command: &'a mut Command, profile: &str) -> &'a mut Command {
-    command.env(AGENT_BINARY, program(profile, "guard-agent"))
+    with_agent_at(command, &program(profile, "guard-agent"))
+}
+
+/// As [`with_agent`], for one that lies elsewhere.
+pub(crate) fn with_agent_at<'a>(command: &'a mut Command, agent: &Path) -> &'a mut Command {
+    command.env(AGENT_BINARY, agent)
 }
 
 /// Runs a child whose output is the user's to read.

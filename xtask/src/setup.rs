@@ -10,12 +10,14 @@ mod recipe;
 mod renderers;
 mod toolchain;
 mod tools;
+mod unpacked;
 
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
 pub(crate) use self::renderers::Renderers;
+pub(crate) use unpacked::Unpacked;
 
 /// The verb.
 pub(crate) fn run() -> Result<()> {
@@ -52,6 +54,16 @@ pub(crate) fn control_plane() -> Result<PathBuf> {
 pub(crate) fn renderers() -> Result<Renderers> {
     report(&tools::ensure(&tools::FETCHING))?;
     renderers::ensure()
+}
+
+/// For the image: Debian's buildah and certificate authorities.
+pub(crate) fn buildah() -> Result<Unpacked> {
+    Unpacked::get("buildah", &["buildah", "ca-certificates"])
+}
+
+/// For the image's check: Debian's containerd.
+pub(crate) fn containerd() -> Result<Unpacked> {
+    Unpacked::get("containerd", &["containerd", "runc"])
 }
 
 /// All that is missing at once, each with its remedy: nobody wants to learn of it one run at a time.

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, ensure};
-use guard_agent::snapshot;
 use guard_tests::{
     net::Interface,
     process::Traffic,
@@ -34,7 +33,7 @@ impl Stage {
     }
 
     /// What the agent asked of the API server: these requests, by the server's account.
-    pub fn asked(&self, plane: &ControlPlane, verb: &str, resource: &str) -> Result<Vec<Request>> {
+    pub fn requests(&self, plane: &ControlPlane, verb: &str, resource: &str) -> Result<Vec<Request>> {
         let user = format!("system:serviceaccount:{}:egress-guard", self.installation.space.name);
         let mut requests = plane.requests()?;
         requests.retain(|it| it.user == user && it.verb == verb && it.resource == resource);
@@ -43,7 +42,7 @@ impl Stage {
 
     /// The pods that the API server was asked to evict, with its answers.
     pub fn evicted(&self, plane: &ControlPlane) -> Result<Vec<(String, u16)>> {
-        let asked = self.asked(plane, "create", "pods/eviction")?;
+        let asked = self.requests(plane, "create", "pods/eviction")?;
         Ok(asked.into_iter().map(|request| (request.name, request.code)).collect())
     }
 
@@ -53,13 +52,6 @@ impl Stage {
         let leases = leases.list(&ListParams::default().labels("egress-guard.dev/lease=eviction")).await?;
         let holder = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
         Ok(leases.iter().filter(|lease| holder(lease).is_some_and(|holder| !holder.is_empty())).count())
-    }
-
-    /// As the agent lists it.
-    pub fn listed(&self, pod: &Pod) -> Result<snapshot::Container> {
-        let uid = pod.uid().unwrap_or_default();
-        let listed = block_in_place(|| self.world.agent().list())?;
-        listed.into_iter().find(|it| it.pod_uid == uid).with_context(|| format!("{} is not listed", pod.name_any()))
     }
 
     /// Waits until a pod's breach is known, and it is contained.

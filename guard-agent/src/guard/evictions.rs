@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use guard_cluster::{
     events::What as Tell,
-    evict::{self, Attempt, LIMIT, Limits, Order, Replacement},
+    evict::{self, Attempt, LIMIT, Order, Replacement},
 };
 
 use super::{
@@ -27,9 +27,6 @@ use crate::{
 
 /// When an eviction that failed is tried again, in nanoseconds.
 const RETRY: u64 = 60_000_000_000;
-
-/// When a pod is looked at again for which there is nothing left to try, in nanoseconds: something may have changed.
-const LATER: u64 = 600_000_000_000;
 
 /// An eviction as the judge orders it.
 pub(super) struct Ordered {
@@ -63,12 +60,7 @@ impl Guard {
         if self.hammer.takes_pods() {
             let pod = Arc::clone(self.judge.pod(id)?);
             let settings = self.judge.settings();
-            let allowance = settings.allowance;
-            let limits = Limits {
-                cluster: allowance.cluster,
-                at_once: allowance.workload.at_once,
-                percent: allowance.workload.share.get(),
-            };
+            let limits = settings.allowance.into();
             return Some(What::Pod(Order { pod, grace, leave, protect: settings.protect.clone(), dry_run, limits }));
         }
         let owner = self.owner(id)?;
@@ -104,21 +96,12 @@ impl Guard {
     }
 
     fn attempt_ended(&mut self, id: ContainerId, pod: &Arc<Pod>, attempt: &Attempt) {
-        let Attempt { outcome, retry_after, .. } = attempt;
-        let after = retry_after.map_or(LATER, |after| u64::try_from(after.as_nanos()).unwrap_or(LATER));
-        let retry_at = clock::boottime().saturating_add(after);
-        let how = match outcome {
-            evict::Outcome::Done(_) | evict::Outcome::DryRun | evict::Outcome::Gone => Evicted::Done,
-            evict::Outcome::NotCured { .. } => Evicted::NotCured,
-            outcome if outcome.is_untouched() => Evicted::Untouched { retry_at },
-            _ => Evicted::Broken { retry_at },
-        };
-        self.ended(id, how);
-        let done = match outcome {
+        self.ended(id, attempt.ended(clock::boottime()));
+        let done = match &attempt.outcome {
             evict::Outcome::Done(_) => Done::Evicted { at: wall(clock::boottime()) },
             other => Done::Nothing { why: other.to_string() },
         };
-        if let Some(what) = told(attempt) {
+        if let Some(what) = attempt.event() {
             let container = self.owner(id).map(|owner| owner.labels.container.clone()).unwrap_or_default();
             self.tell_on(Arc::clone(pod), &container, what);
         }
@@ -154,20 +137,6 @@ impl Guard {
         };
         self.tell_on(pod, "", Tell::Replaced { how });
     }
-}
-
-/// What its Events say of an attempt. `None`: nothing that would be news.
-fn told(Attempt { outcome, .. }: &Attempt) -> Option<Tell> {
-    let why = outcome.to_string();
-    Some(match outcome {
-        evict::Outcome::Done(_) => Tell::Evicted { why },
-        evict::Outcome::Gone => return None,
-        evict::Outcome::NotCured { .. } => Tell::RestartDidNotCure { why },
-        evict::Outcome::Blocked { budget, .. } => {
-            Tell::EvictionRefused { cause: outcome.name().into(), budget: budget.clone(), why }
-        }
-        other => Tell::EvictionRefused { cause: other.name().into(), budget: None, why },
-    })
 }
 
 fn untouched(after: u64) -> Evicted {

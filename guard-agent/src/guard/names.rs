@@ -10,7 +10,7 @@ use crate::{
     core::{
         breach::ContainerId,
         identity::{Identity, Labels},
-        inventory::{self, Inventory},
+        inventory::Inventory,
         judge::About,
         ledger::{Owner, Slot},
         policy::Subject,
@@ -40,20 +40,11 @@ impl Guard {
     /// What the judge is told of a container.
     pub(super) fn about(&self, owner: &Owner) -> About {
         let (names, uid) = (owner.labels.clone(), owner.identity.pod_uid.as_str());
-        let own: Arc<str> = names.workload().into();
         let Some(roster) = self.roster.as_ref().filter(|_| !uid.is_empty()) else {
+            let own: Arc<str> = names.workload().into();
             return About::on_its_own(Subject { names, ..Subject::default() }, own);
         };
-        let unit = Some(uid.into());
-        let Some(pod) = roster.pod(uid) else {
-            return About { unit, ..About::on_its_own(Subject { names, ..Subject::default() }, own) };
-        };
-        let workload: Arc<str> = pod.workload().into();
-        // What is not known by its name yet has no normal that others would share.
-        let is_known = pod.containers.iter().any(|container| container.name == names.container);
-        let series = if is_known { inventory::series(&workload, &names.container).into() } else { own };
-        let subject = Subject { names, labels: pod.labels.clone(), annotations: pod.annotations.clone() };
-        About { subject, workload, series, unit, pod: Some(Arc::clone(pod)) }
+        About::in_pod(names, uid, roster.pod(uid))
     }
 
     /// The API server tells of the node's pods: series go on under the names that become known, and the judge hears of

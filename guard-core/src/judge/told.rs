@@ -6,7 +6,8 @@ use crate::{
     breach::{Breach, ContainerId},
     budget::{Alarm, Allowance},
     config::Config,
-    inventory::Pod,
+    identity::Labels,
+    inventory::{self, Pod},
     overrides::{Bad, Overrides},
     policy::{Contain, Count, Policies, RateLimit, Subject},
     safety::Protect,
@@ -73,6 +74,21 @@ impl About {
     #[must_use]
     pub fn on_its_own(subject: Subject, workload: Arc<str>) -> Self {
         Self { subject, series: Arc::clone(&workload), workload, unit: None, pod: None }
+    }
+
+    /// A container of the pod whose cgroup has this UID. `pod`: what the API server has told of it.
+    #[must_use]
+    pub fn in_pod(names: Labels, uid: &str, pod: Option<&Arc<Pod>>) -> Self {
+        let (unit, own) = (Some(uid.into()), Arc::<str>::from(names.workload()));
+        let Some(pod) = pod else {
+            return Self { unit, ..Self::on_its_own(Subject { names, ..Subject::default() }, own) };
+        };
+        let workload: Arc<str> = pod.workload().into();
+        // What is not known by its name yet has no normal that others would share.
+        let is_known = pod.containers.iter().any(|container| container.name == names.container);
+        let series = if is_known { inventory::series(&workload, &names.container).into() } else { own };
+        let subject = Subject { names, labels: pod.labels.clone(), annotations: pod.annotations.clone() };
+        Self { subject, workload, series, unit, pod: Some(Arc::clone(pod)) }
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process::{is_installed, output};
+use crate::process::{is_installed, is_root, output};
 
 /// The packages of one compiler. Which libraries they need, and under which version's name, apt knows.
 #[derive(Clone, Copy)]
@@ -51,6 +51,15 @@ pub(super) fn update() -> Result<()> {
     output(Command::new("apt-get").args(["-qq", "update"])).map(drop)
 }
 
+/// Old lists name versions that the archive has dropped, and a bare machine has no lists: then they are renewed.
+pub(super) fn with_current_lists<T>(attempt: impl Fn() -> Result<T>) -> Result<T> {
+    match attempt() {
+        Err(_) if is_root() => update().and_then(|()| attempt()),
+        Err(error) => bail!("{error:#}: run `sudo apt-get update` and try again"),
+        done => done,
+    }
+}
+
 /// Whether apt's lists have a compiler for the kernel programs.
 pub(super) fn knows_compiler() -> bool {
     FAMILIES.iter().any(|family| is_known(family.bpf).unwrap_or(false))
@@ -84,6 +93,36 @@ fn is_known(package: &str) -> Result<bool> {
     // Of a name it never heard, apt-cache complains with an error: that is a "no" as well.
     let shown = Command::new("apt-cache").args(["show", "--no-all-versions", package]).output();
     Ok(!shown.context("`apt-cache` could not be started")?.stdout.is_empty())
+}
+
+/// These packages and the libraries that they need and that are not installed. What else they depend on is for those
+/// who install them.
+pub(super) fn with_libraries(packages: &[&str]) -> Result<Vec<String>> {
+    let mut names: Vec<String> = packages.iter().map(|&name| name.to_owned()).collect();
+    let mut libraries = BTreeSet::new();
+    let mut next = 0;
+    while let Some(name) = names.get(next) {
+        let answer = output(Command::new("apt-cache").args(["depends", "--important", name]))?;
+        let new = needed_libraries(&answer).filter(|library| libraries.insert((*library).to_owned()));
+        let new: BTreeSet<String> = new.map(str::to_owned).collect();
+        let installed = installed(&new);
+        names.extend(new.into_iter().filter(|library| !installed.contains(library)));
+        next += 1;
+    }
+    Ok(names)
+}
+
+/// The libraries in the answer of `apt-cache depends`, virtual ones left out.
+fn needed_libraries(answer: &str) -> impl Iterator<Item = &str> {
+    let needed = answer.lines().filter_map(|line| line.split_once("Depends: ").map(|(_, name)| name.trim()));
+    needed.filter(|name| name.starts_with("lib") && !name.contains(':'))
+}
+
+/// The versions of these packages that apt would fetch, one a line.
+pub(super) fn versions(packages: &[&str]) -> Result<String> {
+    let shown = output(Command::new("apt-cache").args(["show", "--no-all-versions"]).args(packages))?;
+    let lines = shown.lines().filter(|line| line.starts_with("Package: ") || line.starts_with("Version: "));
+    Ok(lines.flat_map(|line| [line, "\n"]).collect())
 }
 
 /// The packages in the answer of `apt-cache depends --recurse`: they stand at the start of a line, their relations are
@@ -155,6 +194,13 @@ mod tests {
         let answer = "libstd-rust-dev\n  Depends: libstd-rust-1.85\nlibstd-rust-1.85\n  Depends: libc6\n \
                       |Depends: <libgcc1>\n    libgcc-s1\nlibc6\nlibc6:i386\n<libgcc1>\n";
         assert_eq!(named_packages(answer), set(["libc6", "libstd-rust-1.85", "libstd-rust-dev"]));
+    }
+
+    #[test]
+    fn of_what_a_package_needs_only_its_libraries_are_unpacked() {
+        let answer = "libgpgme11\n |Depends: gnupg\n  Depends: <libvirtual>\n  PreDepends: libassuan0\n  \
+                      Depends: libgpg-error0\n";
+        assert_eq!(needed_libraries(answer).collect::<Vec<_>>(), ["libassuan0", "libgpg-error0"]);
     }
 
     #[test]

@@ -53,8 +53,7 @@ impl Kept<'_> {
     /// Makes it beside its place and moves it there when it is proven, so that no half of one is ever found.
     fn build(&self, place: &Path) -> Result<()> {
         let staging = place.with_extension("partial");
-        clear(&staging)?;
-        fs::create_dir_all(&staging).with_context(|| format!("{} could not be made", staging.display()))?;
+        empty(&staging)?;
         let parts = (self.make)(&staging)?;
         (self.probe)(&staging)?;
         let name = self.recipe.name();
@@ -82,7 +81,7 @@ pub(super) fn locked(folder: &Path, work: impl FnOnce() -> Result<()>) -> Result
 }
 
 /// Moves, rather than removes, what was in `place`: half removed it would still be marked as complete.
-fn replace(place: &Path, new: &Path) -> Result<()> {
+pub(super) fn replace(place: &Path, new: &Path) -> Result<()> {
     let old = place.with_extension("old");
     clear(&old)?;
     if fs::symlink_metadata(place).is_ok() {
@@ -90,6 +89,12 @@ fn replace(place: &Path, new: &Path) -> Result<()> {
     }
     fs::rename(new, place).with_context(|| format!("{} could not be moved into place", new.display()))?;
     clear(&old)
+}
+
+/// Makes an empty folder of whatever is there.
+pub(super) fn empty(folder: &Path) -> Result<()> {
+    clear(folder)?;
+    fs::create_dir_all(folder).with_context(|| format!("{} could not be made", folder.display()))
 }
 
 /// Removes whatever is there; of a link only the link.

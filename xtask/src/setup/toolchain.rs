@@ -11,15 +11,12 @@ use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::{
     apt,
-    kept::{Kept, clear, locked},
+    kept::{Kept, clear, empty, locked},
     linker,
     recipe::Recipe,
     say,
 };
-use crate::{
-    kernel,
-    process::{is_root, output},
-};
+use crate::{kernel, process::output};
 
 /// Calls the unpacked compiler as if it were installed.
 const WRAPPER: &str = r#"#!/bin/sh
@@ -69,7 +66,7 @@ fn make(folder: &Path) -> Result<String> {
 fn fetch(folder: &Path) -> Result<String> {
     let folder_for_packages = folder.join("packages");
     say("downloading Debian's compiler for the kernel programs");
-    let packages = download(&folder_for_packages)?;
+    let packages = apt::with_current_lists(|| download(&folder_for_packages))?;
     let mut names = String::new();
     for package in &packages {
         apt::unpack(package, folder)?;
@@ -80,20 +77,10 @@ fn fetch(folder: &Path) -> Result<String> {
     Ok(names)
 }
 
-/// Old lists name versions that the archive has dropped, and a bare machine has no lists: then they are renewed.
 fn download(folder: &Path) -> Result<Vec<PathBuf>> {
-    match try_download(folder) {
-        Err(_) if is_root() => apt::update().and_then(|()| try_download(folder)),
-        Err(error) => bail!("{error:#}: run `sudo apt-get update` and try again"),
-        done => done,
-    }
-}
-
-fn try_download(folder: &Path) -> Result<Vec<PathBuf>> {
     let packages = apt::packages()?
         .ok_or_else(|| anyhow!("apt knows no compiler for the kernel programs (the package {})", apt::BPF_PACKAGES))?;
-    clear(folder)?;
-    fs::create_dir_all(folder).with_context(|| format!("{} could not be made", folder.display()))?;
+    empty(folder)?;
     apt::download(&packages, folder)
 }
 
