@@ -120,11 +120,11 @@ impl Stage {
         Ok(())
     }
 
-    /// What the agent lists of a pod's container.
+    /// What the agent lists of a pod's container, whether it knows its names or not.
     pub fn listed(&self, pod: &Pod) -> Result<snapshot::Container> {
         let listed = tokio::task::block_in_place(|| self.world.agent().list())?;
-        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
-        let found = listed.iter().find(|listed| listed.namespace == namespace && listed.pod == name);
+        let uid = pod.uid().unwrap_or_default();
+        let found = listed.iter().find(|listed| listed.pod_uid == uid);
         found.cloned().with_context(|| format!("it lists {listed:?}"))
     }
 
