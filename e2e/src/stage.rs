@@ -58,7 +58,7 @@ impl Stage {
 
     /// As [`Self::new`], with another kubelet.
     pub async fn with(plane: &ControlPlane, config: &str, behaviour: Behaviour) -> Result<Self> {
-        Self::by(plane, config, behaviour, async |installation| Ok(installation.kubeconfig.clone())).await
+        Self::by(plane, config, behaviour, async |installation, _| Ok(installation.kubeconfig.clone())).await
     }
 
     /// As [`Self::with`]. What `way` does comes right before the agent starts, and it returns the agent's kubeconfig.
@@ -66,14 +66,14 @@ impl Stage {
         plane: &ControlPlane,
         config: &str,
         behaviour: Behaviour,
-        way: impl AsyncFnOnce(&Installation) -> Result<PathBuf>,
+        way: impl AsyncFnOnce(&Installation, &Space) -> Result<PathBuf>,
     ) -> Result<Self> {
         let installation = Installation::new(plane, "evict", config).await?;
         let client = plane.admin().await?;
         let space = Space::new(&client).await?;
         let node = format!("node-{}", space.name);
         let kubelet = Kubelet::start(&client, &space.name, &[&node], behaviour).await?;
-        let kubeconfig = way(&installation).await?.display().to_string();
+        let kubeconfig = way(&installation, &space).await?.display().to_string();
         let world = tokio::task::block_in_place(|| {
             World::prepared(|_: &Pods, setup| {
                 setup.set("--orchestrator", "kubernetes");
@@ -120,14 +120,12 @@ impl Stage {
         Ok(())
     }
 
-    /// What the agent lists of a pod's container.
+    /// What the agent lists of a pod's container, whether it knows its names or not.
     pub fn listed(&self, pod: &Pod) -> Result<snapshot::Container> {
         let listed = tokio::task::block_in_place(|| self.world.agent().list())?;
-        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         // A StatefulSet's pods come and go under one name.
         let id = &self.container(pod)?.id;
-        let is_it = |it: &&snapshot::Container| it.container_id == *id && it.namespace == namespace && it.pod == name;
-        let found = listed.iter().find(is_it);
+        let found = listed.iter().find(|listed| listed.container_id == *id);
         found.cloned().with_context(|| format!("it lists {listed:?}"))
     }
 

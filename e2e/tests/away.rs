@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use guard_e2e::{
-    Behaviour, ControlPlane, Installation, Options, Proxy, eventually,
-    kubelet::set_ready,
+    Behaviour, ControlPlane, Installation, Options, Proxy, Space, eventually,
     objects::{deployment, merge, pod},
     stage::{Stage, config},
 };
@@ -99,9 +98,9 @@ async fn a_server_that_is_killed_and_started_again_is_caught_up_with() -> Result
     evicted(&plane, &stage, &pods[0]).await?;
     drop(attack);
     // Its policy is another one by now.
-    let _calm = stage.attack(&pods[2])?;
+    let calm = stage.attack(&pods[2])?;
     breaches(&stage, &pods[2], "strict").await?;
-    drop(_calm);
+    drop(calm);
     stage.exact_since(before, &pods[0]).map(drop)
 }
 
@@ -136,15 +135,15 @@ async fn a_watch_that_cannot_go_on_is_made_up_for_by_a_list() -> Result<()> {
 
 async fn proxied(plane: &ControlPlane, config: &str) -> Result<(Stage, Proxy)> {
     let proxy = Proxy::start(&plane.kubeconfig_admin()).await?;
-    let way = async |installation: &Installation| proxy.kubeconfig(&installation.kubeconfig);
+    let way = async |installation: &Installation, _: &Space| proxy.kubeconfig(&installation.kubeconfig);
     let stage = Stage::by(plane, config, Behaviour::default(), way).await?;
     Ok((stage, proxy))
 }
 
 /// A policy for the pods that are labelled so, and one for all others.
 fn tiers(mode: &str) -> String {
-    let strict =
-        "policies:\n  - name: strict\n    match: {labels: {tier: strict}}\n    egress: {rate: 50KB/s, burst: 50KB}\n";
+    let strict = "policies:\n  - name: strict\n    match: {labels: {tier: strict}}\n    egress: {rate: 50KB/s, burst: 70KB}\n    \
+                  onBreach: {contain: {throttle: 20KB/s, for: 10m}}\n";
     config("", "").replace("policies:\n", strict).replace("mode: evict", &format!("mode: {mode}"))
 }
 
@@ -175,13 +174,45 @@ async fn breaches(stage: &Stage, pod: &Pod, policy: &str) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_starts_without_its_server_does_what_it_can() -> Result<()> {
     let plane = ControlPlane::start(Options::default()).await?;
-    let way = async |installation: &Installation| {
+    let mut pods = vec![];
+    let way = async |installation: &Installation, space: &Space| {
+        space.create::<Deployment>(deployment("web", 3)).await?;
+        pods = space.ready("web", 3).await?;
         plane.kill_api();
         Ok(installation.kubeconfig.clone())
     };
     let mut stage = Stage::by(&plane, &config("", ""), Behaviour::default(), way).await?;
+    stage.place(&pods[0])?;
+    stage.place(&pods[1])?;
+    let nameless = |stage: &Stage| -> Result<()> {
+        for pod in &pods[..2] {
+            let (listed, container) = (stage.listed(pod)?, stage.container(pod)?);
+            let names = (listed.namespace.as_str(), Some(listed.pod), listed.container.as_str());
+            ensure!(names == ("", pod.uid(), container.label()), "listed as {names:?}");
+        }
+        Ok(())
+    };
+    eventually("they are metered", Duration::from_secs(10), async || nameless(&stage)).await?;
+    let _sink = stage.sink()?;
+    tokio::task::block_in_place(|| {
+        let container = stage.container(&pods[1])?;
+        let before = stage.world.read(&[container])?;
+        stage.send(&pods[1], FEW)?;
+        stage.world.assert_exact(before, &[container])
+    })?;
+    let _attack = stage.attack(&pods[0])?;
+    stage.held(&pods[0]).await?;
+    stage.says("the API server has not told of the ConfigMap").await?;
+
     plane.restart_api().await?;
-    let pods = web(&mut stage).await?;
-    let _ = set_ready;
-    Ok(())
+    stage.shows(&[&pods[0], &pods[1]], &[]).await?;
+    evicted(&plane, &stage, &pods[0]).await?;
+
+    // The next one is told nothing either, but it has been told before.
+    plane.kill_api();
+    stage.kill_agent()?;
+    stage.start_agent()?;
+    assert_eq!(stage.series("egress_guard_cluster_connected")?, 0);
+    stage.shows(&[&pods[0], &pods[1]], &[]).await?;
+    stage.held(&pods[0]).await
 }
