@@ -6,12 +6,15 @@ use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use serde::Deserialize;
 
-/// What the API server is to write down: every request, once it is answered or, for a watch, once the answer begins.
+/// What the API server is to write down: every request, once it is answered. Watches as soon as they are asked for: their answer
+/// begins, to this API server, with the first that they tell, or with their end.
 pub(crate) const POLICY: &str = r#"{
   "apiVersion": "audit.k8s.io/v1",
   "kind": "Policy",
-  "omitStages": ["RequestReceived"],
-  "rules": [{"level": "Metadata"}]
+  "rules": [
+    {"level": "Metadata", "verbs": ["watch"]},
+    {"level": "Metadata", "omitStages": ["RequestReceived"]}
+  ]
 }"#;
 
 /// One request.
@@ -36,7 +39,7 @@ pub struct Request {
     pub name: String,
     /// The whole path with its query.
     pub uri: String,
-    /// The HTTP status; a watch has one too.
+    /// The HTTP status; of a watch 0 until it tells something, or ends.
     pub code: u16,
 }
 
@@ -57,7 +60,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Request>> {
     // The last line may not be whole yet.
     for line in log.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
         let event: Event = serde_json::from_str(line).with_context(|| format!("not an audit event: {line}"))?;
-        // A watch is written down twice: when its answer begins, and when it ends.
+        // A watch is written down up to three times: when it is asked for, when its answer begins, and when it ends.
         requests.insert(event.audit_id.clone(), event.into());
     }
     let mut requests: Vec<Request> = requests.into_values().collect();

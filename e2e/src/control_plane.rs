@@ -247,7 +247,7 @@ impl ControlPlane {
         self.components().api.tail()
     }
 
-    /// Every request that was answered so far, and every watch that began, in the order in which they came.
+    /// Every request that was answered so far, and every watch that was asked for, in the order in which they came.
     pub fn requests(&self) -> Result<Vec<Request>> {
         audit::read(&self.folder.path().join(AUDIT_LOG))
     }

@@ -9,6 +9,7 @@ pub mod audit;
 mod component;
 pub mod control_plane;
 mod credentials;
+pub mod fleet;
 pub mod installation;
 pub mod kubelet;
 pub mod objects;
@@ -22,6 +23,7 @@ use anyhow::{Result, anyhow};
 
 pub use audit::Request;
 pub use control_plane::{ControlPlane, Options};
+pub use fleet::Fleet;
 pub use installation::Installation;
 pub use kubelet::{Behaviour, Kubelet};
 pub use proxy::{Fault, Proxy};

@@ -107,7 +107,7 @@ impl Stage {
         let name = first(pod)?;
         eventually(&format!("the agent knows {} by its name", pod.name_any()), SOON, async || {
             let listed = self.listed(pod)?;
-            ensure!(listed.container == name, "it lists {listed:?}");
+            ensure!(listed.container == name && listed.pod == pod.name_any(), "it lists {listed:?}");
             Ok(())
         })
         .await

@@ -41,7 +41,7 @@ async fn a_tag_that_was_moved_is_said() -> Result<()> {
 async fn a_pod_that_took_the_name_meanwhile_is_not_evicted() -> Result<()> {
     let plane = ControlPlane::shared().await?;
     let proxy = Proxy::start(&plane.kubeconfig_admin()).await?;
-    let way = async |installation: &Installation| proxy.kubeconfig(&installation.kubeconfig);
+    let way = async |installation: &Installation, _: &guard_e2e::Space| proxy.kubeconfig(&installation.kubeconfig);
     let mut stage = Stage::by(plane, &config("", ""), Behaviour::default(), way).await?;
     proxy.faults([Fault::DelayRequest]);
     stage.space.create::<StatefulSet>(stateful_set("db", 2)).await?;
