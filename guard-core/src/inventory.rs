@@ -196,7 +196,9 @@ impl Inventory {
     #[must_use]
     pub fn of(pods: impl IntoIterator<Item = Arc<Pod>>) -> Self {
         let mut all = Self::default();
-        pods.into_iter().for_each(|pod| all.apply(pod));
+        for pod in pods {
+            all.apply(pod);
+        }
         all
     }
 

@@ -123,7 +123,9 @@ fn nobody_takes_a_pods_place_by_calling_itself_its_mirror() {
     for pods in [[&ours, &false_mirror], [&false_mirror, &ours]] {
         assert_eq!(told(pods).pod(UID), Some(&ours));
         let mut applied = Inventory::default();
-        pods.into_iter().for_each(|pod| applied.apply(Arc::clone(pod)));
+        for pod in pods {
+            applied.apply(Arc::clone(pod));
+        }
         assert_eq!(applied.pod(UID), Some(&ours));
     }
     // A static pod's next mirror is one.
