@@ -195,12 +195,21 @@ impl Inventory {
     /// All pods that there are: those that it knew and that are not among them are gone.
     #[must_use]
     pub fn of(pods: impl IntoIterator<Item = Arc<Pod>>) -> Self {
-        Self { pods: pods.into_iter().map(|pod| (pod.cgroup_uid().to_owned(), pod)).collect() }
+        let mut all = Self::default();
+        for pod in pods {
+            all.apply(pod);
+        }
+        all
     }
 
-    /// A pod appeared or changed.
+    /// A pod appeared or changed. What calls itself the mirror of a pod that the API server has a UID of its own for is none:
+    /// anybody who may create pods can write that annotation.
     pub fn apply(&mut self, pod: Arc<Pod>) {
-        self.pods.insert(pod.cgroup_uid().to_owned(), pod);
+        let uid = pod.cgroup_uid();
+        let is_taken = |known: &Arc<Pod>| known.uid == uid && known.uid != pod.uid;
+        if !self.pods.get(uid).is_some_and(is_taken) {
+            self.pods.insert(uid.to_owned(), pod);
+        }
     }
 
     /// A pod is gone.

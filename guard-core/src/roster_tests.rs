@@ -114,3 +114,21 @@ fn the_mirror_of_a_static_pod_is_known_by_its_manifests_hash() {
     assert_eq!(roster.labels(&identity, None).map(|labels| labels.container).as_deref(), Some("main"));
     assert!(roster.pod(UID).is_none());
 }
+
+#[test]
+fn nobody_takes_a_pods_place_by_calling_itself_its_mirror() {
+    let ours = pod(Some('a'));
+    let false_mirror = Pod { uid: "f".into(), cgroup_uid: Some(UID.into()), mirror: true, ..Pod::default() };
+    let false_mirror = Arc::new(false_mirror);
+    for pods in [[&ours, &false_mirror], [&false_mirror, &ours]] {
+        assert_eq!(told(pods).pod(UID), Some(&ours));
+        let mut applied = Inventory::default();
+        for pod in pods {
+            applied.apply(Arc::clone(pod));
+        }
+        assert_eq!(applied.pod(UID), Some(&ours));
+    }
+    // A static pod's next mirror is one.
+    let [first, next] = ["1", "2"].map(|uid| Arc::new(Pod { uid: uid.into(), ..(*false_mirror).clone() }));
+    assert_eq!(told([&first, &next]).pod(UID), Some(&next));
+}

@@ -216,6 +216,7 @@ impl Guard {
         let now = wall(clock::boottime()).0;
         match alarm {
             Alarm::Storm { workloads, pods, of } => {
+                self.hammer.recall();
                 let said = format!(
                     "{workloads} workloads ({pods} of {of} pods) breach their limits at once: nothing is evicted until it \
                      has been quiet for 10 minutes, or until `guard-agent resume`. Either the limits are wrong (see \

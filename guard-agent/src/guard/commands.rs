@@ -90,6 +90,8 @@ impl Guard {
         }
         let contained = self.judge.contained_now(id).is_some();
         let open = self.judge.open().any(|breach| breach.container == id);
+        // Before the judge may order another.
+        self.hammer.recall();
         // What the judge knows no longer is gone.
         let effects = self.judge.release(clock::boottime(), id).unwrap_or_default();
         self.carry_out(effects);

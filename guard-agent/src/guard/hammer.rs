@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -91,13 +91,29 @@ pub(super) enum What {
     Pod(Order),
 }
 
+/// Stops what has begun.
+#[derive(Clone, Debug, Default)]
+struct Halt {
+    /// Nothing is to be evicted, for whatever reason the guard has.
+    halted: Arc<AtomicBool>,
+    /// How often all that had begun was called back.
+    recalls: Arc<AtomicU64>,
+}
+
+impl Halt {
+    /// For what begins now: whether it is to stop.
+    fn begin(&self) -> impl Fn() -> bool + Send + use<> {
+        let (halt, begun) = (self.clone(), self.recalls.load(Ordering::SeqCst));
+        move || halt.halted.load(Ordering::SeqCst) || halt.recalls.load(Ordering::SeqCst) != begun
+    }
+}
+
 /// Evicts.
 #[derive(Debug)]
 pub struct Hammer {
     arm: Arm,
     kill_switch: Arc<KillSwitch>,
-    /// Nothing is to be evicted, for whatever reason the guard has.
-    halted: Arc<AtomicBool>,
+    halt: Halt,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     struck: mpsc::UnboundedSender<Struck>,
 }
@@ -110,7 +126,7 @@ impl Hammer {
         snapshots: watch::Receiver<Arc<Snapshot>>,
     ) -> (Self, mpsc::UnboundedReceiver<Struck>) {
         let (struck, ended) = mpsc::unbounded_channel();
-        (Self { arm, kill_switch, halted: Arc::default(), snapshots, struck }, ended)
+        (Self { arm, kill_switch, halt: Halt::default(), snapshots, struck }, ended)
     }
 
     /// What evictions can be of.
@@ -138,15 +154,22 @@ impl Hammer {
 
     /// Nothing is to be evicted from now on, also of what has begun, or it may be again.
     pub(super) fn halt(&self, halted: bool) {
-        self.halted.store(halted, Ordering::SeqCst);
+        self.halt.halted.store(halted, Ordering::SeqCst);
+    }
+
+    /// What it was ordered by may hold no longer: evictions of pods that have begun and are not sent yet are not. Those that
+    /// are still wanted are begun again.
+    pub(super) fn recall(&self) {
+        self.halt.recalls.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Begins an eviction, once it is `kept` that it is begun.
     pub(super) fn strike(&self, blow: Blow, kept: Written) {
         let (arm, kill_switch, struck) = (self.arm.clone(), Arc::clone(&self.kill_switch), self.struck.clone());
-        let (snapshots, halted) = (self.snapshots.clone(), Arc::clone(&self.halted));
+        let (snapshots, halt, recalled) = (self.snapshots.clone(), self.halt.clone(), self.halt.begin());
         tokio::spawn(async move {
-            let stop = || kill_switch.engaged() || halted.load(Ordering::SeqCst);
+            // Local ones go on: their processes have been told to end.
+            let stop = || kill_switch.engaged() || halt.halted.load(Ordering::SeqCst);
             // Not kept is said already, and the budget is still in memory.
             let _done = kept.await;
             let Blow { id, what, container, limit } = blow;
@@ -167,7 +190,7 @@ impl Hammer {
                 }
                 (Arm::Cluster(cluster), What::Pod(order)) => {
                     warn!(container, %limit, grace = ?order.grace, dry_run = order.dry_run, "evicting its pod");
-                    let attempt = cluster.evict(&order, stop).await;
+                    let attempt = cluster.evict(&order, || stop() || recalled()).await;
                     let evicted = match &attempt.outcome {
                         Outcome::Done(evicted) => Some(evicted.clone()),
                         _ => None,
@@ -182,5 +205,22 @@ impl Hammer {
                 (Arm::Nobody, _) | (Arm::Local(_), What::Pod(_)) | (Arm::Cluster(_), What::Container { .. }) => {}
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_called_back_stops_and_what_begins_later_does_not() {
+        let halt = Halt::default();
+        let before = halt.begin();
+        assert!(!before());
+        halt.recalls.fetch_add(1, Ordering::SeqCst);
+        let after = halt.begin();
+        assert!(before() && !after());
+        halt.halted.store(true, Ordering::SeqCst);
+        assert!(before() && after());
     }
 }

@@ -223,6 +223,8 @@ impl Guard {
     pub fn reload(&mut self, config: &Config) {
         self.outlive_agent = config.containment.outlive_agent;
         self.voice.flag = config.flag.annotation;
+        // What was ordered by the one before is not done any more.
+        self.hammer.recall();
         let effects = self.judge.reload(clock::boottime(), self.hammer.settings(config));
         self.carry_out(effects);
         self.order_all();
