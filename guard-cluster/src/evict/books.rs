@@ -9,6 +9,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
     jiff::Timestamp,
 };
+use kube::api::ObjectList;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::sleep;
@@ -114,6 +115,26 @@ impl Books {
             entries.iter_mut().filter(|entry| entry.pod == uid).for_each(|entry| entry.under_way = false);
         };
         self.change(workload, finish).await;
+    }
+
+    /// Removes the Leases of workloads whose last eviction nobody asks for any more: else there would be one more with every
+    /// Job.
+    pub(crate) async fn sweep(&self) {
+        if let Err(outcome) = self.try_sweep().await {
+            tracing::debug!("Leases of workloads cannot be cleared away now: {outcome}");
+        }
+    }
+
+    async fn try_sweep(&self) -> Result<(), Outcome> {
+        let uri = format!("{}?labelSelector=egress-guard.dev%2Flease%3Dworkload", self.path());
+        let Some((list, answer)) = self.wire.get::<ObjectList<Lease>>(What::Lease, &uri).await? else { return Ok(()) };
+        let now = answer.now()?;
+        let is_over = |entry: &Entry| now.saturating_sub(entry.at) > HOUR;
+        for lease in list.items.iter().filter(|lease| entries(lease).is_ok_and(|all| all.iter().all(is_over))) {
+            // Written meanwhile: it is in use.
+            self.remove(lease).await?;
+        }
+        Ok(())
     }
 
     async fn change(&self, workload: &str, change: impl Fn(&mut Vec<Entry>)) {

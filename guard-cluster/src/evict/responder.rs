@@ -90,6 +90,7 @@ impl Responder {
         if let (Replacement::Ready { .. }, Some(heir)) = (&replacement, &evicted.heir) {
             self.books.finished(&heir.workload, &evicted.pod.uid).await;
         }
+        self.books.sweep().await;
         replacement
     }
 
@@ -140,18 +141,25 @@ impl Responder {
         Ok(outcome)
     }
 
-    /// The pod as the API server tells of it now, if it may be evicted by that.
-    async fn look(&self, order: &Order) -> Result<Pod, Outcome> {
+    /// The pod as the API server tells of it now, if it may be evicted by that, and the API server's clock.
+    async fn read(&self, order: &Order) -> Result<(Pod, i64), Outcome> {
         let Order { pod: known, leave, protect, .. } = order;
         let uri = format!("/api/v1/namespaces/{}/pods/{}", known.namespace, known.name);
         let found = self.wire.get::<api::Pod>(What::Pod, &uri).await?;
         let Some((found, answer)) = found else { return Err(Outcome::Gone) };
-        let mut pod = crate::convert::pod(&found);
+        let pod = crate::convert::pod(&found);
         if pod.uid != known.uid {
             return Err(Outcome::Gone);
         }
         let now = answer.now()?;
         safety::of_pod(&pod, protect, leave, &[], now).map_err(Outcome::Protected)?;
+        Ok((pod, now))
+    }
+
+    /// As [`Self::read`], with its workload, and by its volumes too.
+    async fn look(&self, order: &Order) -> Result<Pod, Outcome> {
+        let Order { pod: known, leave, protect, .. } = order;
+        let (mut pod, now) = self.read(order).await?;
         if !leave.local_volumes && pod.volumes.iter().any(|volume| matches!(volume, Volume::Claim { .. })) {
             let local = claims::local(&self.wire, &pod).await?;
             safety::of_pod(&pod, protect, leave, &local, now).map_err(Outcome::Protected)?;
@@ -167,12 +175,14 @@ impl Responder {
     async fn spare(
         &self,
         order: &Order,
-        pod: Pod,
+        mut pod: Pod,
         hold: &Hold,
         kill_switch: &(impl Fn() -> bool + Send),
     ) -> Result<Outcome, Outcome> {
         let Order { limits, leave, .. } = order;
         let maker = workload::maker(&self.wire, &pod).await?;
+        // Leases may have taken a while. One that has become ready since may be among those that are counted.
+        pod.ready |= self.read(order).await?.0.ready;
         // Its status may not say yet that those that are under way are gone.
         let ready =
             maker.as_ref().map(|maker| maker.ready.saturating_sub(u32::try_from(hold.others).unwrap_or(u32::MAX)));

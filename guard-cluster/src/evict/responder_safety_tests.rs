@@ -22,6 +22,41 @@ async fn two_agents_that_both_see_two_ready_replicas_evict_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_becomes_ready_while_leases_are_waited_for_is_not_taken_for_another() {
+    let fake = fill(Fake::new(20), 1);
+    let mut unready = pod("web-1", "u-1");
+    unready["status"]["conditions"] = json!([]);
+    fake.put(POD, unready);
+    let becomes_ready = async {
+        while fake.asked(&format!("POST {LEASES}")).is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        fake.put(POD, pod("web-1", "u-1"));
+    };
+    let order = order();
+    let (attempt, ()) = tokio::join!(evict(&fake, &order), becomes_ready);
+    assert!(matches!(attempt.outcome, Outcome::Protected(Unsafe::LastReplica { beside: 0, least: 1 })), "{attempt}");
+    assert_eq!((evictions(&fake), taken(&fake)), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_of_workloads_whose_evictions_are_long_over_are_removed() {
+    let fake = cluster(3);
+    let books = &responder(&fake, "node-1").books;
+    for (workload, uid) in [("shop/Job/old", "u-1"), ("shop/Job/new", "u-2")] {
+        books.hold(workload, uid, 1).await.expect("held");
+        tokio::time::sleep(Duration::from_mins(45)).await;
+    }
+    books.sweep().await;
+    let left: Vec<String> = fake
+        .under(LEASES)
+        .iter()
+        .filter_map(|lease| Some(lease["metadata"]["annotations"]["egress-guard.dev/workload"].as_str()?.to_owned()))
+        .collect();
+    assert_eq!(left, ["shop/Job/new"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_share_of_the_ready_replicas_may_go_at_once() {
     for (ready, evicted) in [(3, 1), (8, 1), (9, 2)] {
         let fake = cluster(ready);

@@ -47,7 +47,10 @@ fn pod(name: &str, uid: &str) -> Value {
 
 /// A Deployment with so many Ready pods, of which one or two are there.
 fn cluster(ready: u32) -> Arc<Fake> {
-    let fake = Fake::new(0);
+    fill(Fake::new(0), ready)
+}
+
+fn fill(fake: Arc<Fake>, ready: u32) -> Arc<Fake> {
     fake.put(POD, pod("web-1", "u-1"));
     fake.put("/api/v1/namespaces/shop/pods/web-2", pod("web-2", "u-2"));
     let web = json!({
@@ -165,6 +168,7 @@ async fn the_steps_come_in_this_order() {
         format!("GET {LEASES}/{hold}"),
         format!("POST {LEASES}"),
         format!("GET {WEB}"),
+        format!("GET {POD}"),
         "GET /api/v1".into(),
         format!("GET {LEASES}{slot}"),
         format!("POST {LEASES}"),
@@ -360,7 +364,7 @@ async fn everything_is_counted() {
     };
     let mut expected: Vec<String> =
         RESULTS.iter().map(|result| evictions(*result, u32::from(["done", "overloaded"].contains(result)))).collect();
-    expected.extend([requests("evict", "ok", 1), requests("evict", "failed", 1), requests("pod", "ok", 2)]);
+    expected.extend([requests("evict", "ok", 1), requests("evict", "failed", 1), requests("pod", "ok", 4)]);
     expected.extend([requests("discovery", "ok", 1), requests("claim", "ok", 0), requests("budget", "refused", 0)]);
     for line in expected {
         assert!(text.contains(&line), "no {line} in {text}");
