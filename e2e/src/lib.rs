@@ -13,6 +13,7 @@ pub mod fleet;
 pub mod installation;
 pub mod kubelet;
 pub mod objects;
+pub mod proxy;
 pub mod space;
 pub mod stage;
 
@@ -25,6 +26,7 @@ pub use control_plane::{ControlPlane, Options};
 pub use fleet::Fleet;
 pub use installation::Installation;
 pub use kubelet::{Behaviour, Kubelet};
+pub use proxy::{Fault, Proxy};
 pub use space::Space;
 
 /// Tries until it holds, for at most `limit`; the error says what was seen last.

@@ -1,9 +1,12 @@
 //! A node with a real agent on it: real cgroups for the pods that the API server tells of, real traffic, real evictions.
 
-use std::{collections::BTreeMap, time::Duration};
+mod seen;
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use guard_tests::{
+    agent::snapshot,
     net::EXTERNAL_V4,
     pods::{Container, Pods},
     process::Traffic,
@@ -12,7 +15,7 @@ use guard_tests::{
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
-use crate::{Behaviour, ControlPlane, Installation, Kubelet, Space, eventually, kubelet::container_id};
+use crate::{Behaviour, ControlPlane, Installation, Kubelet, Request, Space, eventually, kubelet::container_id};
 
 /// How long it may take from a breach to everything that follows from it.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -55,16 +58,26 @@ impl Stage {
 
     /// As [`Self::new`], with another kubelet.
     pub async fn with(plane: &ControlPlane, config: &str, behaviour: Behaviour) -> Result<Self> {
+        Self::by(plane, config, behaviour, async |installation| Ok(installation.kubeconfig.clone())).await
+    }
+
+    /// As [`Self::with`]. What `way` does comes right before the agent starts, and it returns the agent's kubeconfig.
+    pub async fn by(
+        plane: &ControlPlane,
+        config: &str,
+        behaviour: Behaviour,
+        way: impl AsyncFnOnce(&Installation) -> Result<PathBuf>,
+    ) -> Result<Self> {
         let installation = Installation::new(plane, "evict", config).await?;
         let client = plane.admin().await?;
         let space = Space::new(&client).await?;
         let node = format!("node-{}", space.name);
         let kubelet = Kubelet::start(&client, &space.name, &[&node], behaviour).await?;
+        let kubeconfig = way(&installation).await?.display().to_string();
         let world = tokio::task::block_in_place(|| {
             World::prepared(|_: &Pods, setup| {
                 setup.set("--orchestrator", "kubernetes");
                 setup.set("--node-name", &*node);
-                let kubeconfig = installation.kubeconfig.display().to_string();
                 setup.environment.push(("KUBECONFIG".into(), kubeconfig));
                 setup.environment.push(("POD_NAMESPACE".into(), installation.space.name.clone()));
                 setup.configure(config)
@@ -75,18 +88,51 @@ impl Stage {
 
     /// Gives a pod's first container its cgroup, and waits until it has its meter and the names of the pod.
     pub async fn run(&mut self, pod: &Pod) -> Result<()> {
+        self.place(pod)?;
+        self.named(pod).await
+    }
+
+    /// Gives a pod's first container its cgroup.
+    pub fn place(&mut self, pod: &Pod) -> Result<()> {
         let uid = pod.uid().context("a pod without UID")?;
-        let name = pod.spec.as_ref().and_then(|spec| spec.containers.first()).context("no container")?.name.clone();
-        let container = self.world.pods.container_of(&uid, &container_id(pod, &name))?;
+        // Of a static pod kubelet itself knows another UID than the API server.
+        let cgroup_uid = pod.annotations().get("kubernetes.io/config.hash").unwrap_or(&uid);
+        let container = self.world.pods.container_of(cgroup_uid, &container_id(pod, first(pod)?))?;
         self.containers.insert(uid, container);
-        let pod_name = pod.name_any();
-        eventually(&format!("the agent knows {pod_name} by its name"), SOON, async || {
-            let listed = tokio::task::block_in_place(|| self.world.agent().list())?;
-            let found = listed.iter().any(|listed| listed.pod == pod_name && listed.container == name);
-            ensure!(found, "it lists {listed:?}");
+        Ok(())
+    }
+
+    /// Waits until that has its meter and the names of the pod.
+    pub async fn named(&self, pod: &Pod) -> Result<()> {
+        let name = first(pod)?;
+        eventually(&format!("the agent knows {} by its name", pod.name_any()), SOON, async || {
+            let listed = self.listed(pod)?;
+            ensure!(listed.container == name, "it lists {listed:?}");
             Ok(())
         })
         .await
+    }
+
+    /// Removes the cgroup of a pod's container, in which nothing runs any more, as a kubelet does when the pod is gone.
+    pub fn end(&mut self, pod: &Pod) -> Result<()> {
+        self.container(pod)?.remove()?;
+        self.containers.remove(&pod.uid().unwrap_or_default());
+        Ok(())
+    }
+
+    /// What the agent lists of a pod's container.
+    pub fn listed(&self, pod: &Pod) -> Result<snapshot::Container> {
+        let listed = tokio::task::block_in_place(|| self.world.agent().list())?;
+        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+        let found = listed.iter().find(|listed| listed.namespace == namespace && listed.pod == name);
+        found.cloned().with_context(|| format!("it lists {listed:?}"))
+    }
+
+    /// Fails unless the agent holds a pod's container.
+    pub fn contained(&self, pod: &Pod) -> Result<()> {
+        let standing = self.listed(pod)?.standing;
+        ensure!(standing.contained, "{} is {standing:?}:\n{}", pod.name_any(), self.log()?);
+        Ok(())
     }
 
     /// The cgroup of a pod's container.
@@ -114,9 +160,14 @@ impl Stage {
 
     /// Waits until an eviction has ended so.
     pub async fn ended(&self, result: &str) -> Result<()> {
-        eventually(&format!("an eviction that ends with {result:?}"), SOON, async || {
+        self.at_least(result, 1).await
+    }
+
+    /// Waits until so many evictions have ended so, or more.
+    pub async fn at_least(&self, result: &str, wanted: u64) -> Result<()> {
+        eventually(&format!("{wanted} evictions that end with {result:?}"), SOON, async || {
             let count = self.evictions(result)?;
-            ensure!(count > 0, "there is none; the agent says:\n{}", self.log()?);
+            ensure!(count >= wanted, "there are {count}; the agent says:\n{}", self.log()?);
             Ok(())
         })
         .await
@@ -132,6 +183,38 @@ impl Stage {
         .await
     }
 
+    /// Waits until the log says this of a pod.
+    pub async fn says_of(&self, pod: &Pod, text: &str) -> Result<()> {
+        let name = format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
+        eventually(&format!("the agent says {text:?} of {name}"), SOON, async || {
+            let log = self.log()?;
+            ensure!(log.lines().any(|line| line.contains(&name) && line.contains(text)), "it says:\n{log}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// How often the log has this.
+    pub fn said(&self, text: &str) -> Result<usize> {
+        self.world.agent().said(text)
+    }
+
+    /// What the agent asked the API server for that is about this pod's eviction, or one of its name.
+    pub fn asked(&self, plane: &ControlPlane, pod: &Pod) -> Result<Vec<Request>> {
+        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+        let mut asked = self.all_asked(plane)?;
+        asked.retain(|request| request.namespace == namespace && request.name == name);
+        Ok(asked)
+    }
+
+    /// Every eviction that the agent asked the API server for.
+    pub fn all_asked(&self, plane: &ControlPlane) -> Result<Vec<Request>> {
+        let user = format!("system:serviceaccount:{}:egress-guard", self.installation.space.name);
+        let mut asked = plane.requests()?;
+        asked.retain(|request| request.user == user && request.resource == "pods/eviction");
+        Ok(asked)
+    }
+
     /// The agent's log.
     pub fn log(&self) -> Result<String> {
         self.world.agent().log()
@@ -139,9 +222,16 @@ impl Stage {
 
     /// Fails if a pod was deleted, or is about to be.
     pub async fn untouched(&self, pod: &Pod) -> Result<()> {
-        let found = self.space.api::<Pod>().get(&pod.name_any()).await?;
+        let namespace = Space::existing(&self.space.client, &pod.namespace().unwrap_or_default());
+        let found = namespace.api::<Pod>().get(&pod.name_any()).await?;
         ensure!(found.uid() == pod.uid(), "{} is another one", pod.name_any());
         ensure!(found.metadata.deletion_timestamp.is_none(), "{} is being deleted:\n{}", pod.name_any(), self.log()?);
         Ok(())
     }
+}
+
+/// The name of a pod's first container.
+fn first(pod: &Pod) -> Result<&str> {
+    let containers = pod.spec.as_ref().map(|spec| &*spec.containers);
+    Ok(&containers.and_then(|all| all.first()).context("no container")?.name)
 }

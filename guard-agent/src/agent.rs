@@ -150,16 +150,11 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     }
     let (hammer, struck) = Hammer::new(arm, Arc::clone(&kill_switch), latest);
     let webhook = Webhook::new()?;
-    for collector in webhook.collectors() {
-        metrics.register(collector)?;
-    }
+    webhook.collectors().into_iter().try_for_each(|collector| metrics.register(collector))?;
     let kill_switch = View::new(kill_switch);
     kill_switch.set_file(config.kill_switch, &options.config)?;
     let mut voice = Voice::new(breaches, options.identity.node.clone());
-    voice.flag = config.flag.annotation;
-    if let Some(clients) = &clients {
-        voice.tell_pods(clients, &options.identity, &metrics)?;
-    }
+    voice.tell_pods(clients.as_ref(), &options.identity, &metrics)?;
     let keeper = state_file.keep(Arc::clone(&metrics));
     let known = remembered.as_mut().map(|remembered| mem::take(&mut remembered.kept.pods));
     let (roster, mut pods) = watching::begin(clients.as_ref(), &options.identity, known.unwrap_or_default(), &metrics)?;

@@ -49,6 +49,9 @@ const QUEUE: usize = 256;
 /// counted is minutes.
 const GAP: Duration = Duration::from_mins(1);
 
+/// What was told longer ago begins another Event (kube's recorder: 6 minutes, of the wall clock).
+const SERIES: Duration = Duration::from_mins(7);
+
 /// What could not be sent for so long is given up.
 const OLD: Duration = Duration::from_mins(10);
 
@@ -223,7 +226,7 @@ struct Sender {
     client: Client,
     reporter: Reporter,
     recorder: Recorder,
-    /// When each was sent, if that is less than [`GAP`] ago.
+    /// When each was sent last, if that is less than [`SERIES`] ago.
     sent: HashMap<Key, Instant>,
     /// That a right is missing was said: for Events, for flags.
     forbidden: [bool; 2],
@@ -239,14 +242,15 @@ impl Sender {
 
     async fn send(&mut self, what: &Message) -> Answer {
         let now = Instant::now();
-        self.sent.retain(|_, at| now.saturating_duration_since(*at) < GAP);
+        self.sent.retain(|_, at| now.saturating_duration_since(*at) < SERIES);
         let key = what.key();
-        if self.sent.contains_key(&key) {
+        let before = self.sent.get(&key).map(|at| now.saturating_duration_since(*at));
+        if before.is_some_and(|before| before < GAP) {
             return Answer::Ended(Outcome::Repeated);
         }
         let (answered, kind, right) = match what {
             Message::Event(tell) => {
-                (self.event(tell).await, 0, "create and patch of events in the group events.k8s.io")
+                (self.event(tell, before.is_some()).await, 0, "create and patch of events in the group events.k8s.io")
             }
             Message::Flag(flag) => {
                 (limited(flag::apply(&self.client, flag)).await, 1, "patch of pods, or say flag.annotation: false")
@@ -274,12 +278,12 @@ impl Sender {
     }
 
     /// The recorder tells an Event again as a series, of which the API server lets only the count and the time change. If
-    /// the Event is gone meanwhile, somebody has deleted it: it is forgotten with all others, and made anew.
-    async fn event(&mut self, tell: &Tell) -> Option<Result<(), Error>> {
+    /// one that was there is gone, somebody has deleted it: it is forgotten with all others, and made anew.
+    async fn event(&mut self, tell: &Tell, was_there: bool) -> Option<Result<(), Error>> {
         let (event, pod) = (tell.event(), tell.regarding());
         let told = limited(self.recorder.publish(&event, &pod)).await;
         match &told {
-            Some(Err(Error::Api(status))) if status.code == 404 => {
+            Some(Err(Error::Api(status))) if was_there && status.code == 404 => {
                 self.recorder = Recorder::new(self.client.clone(), self.reporter.clone());
                 limited(self.recorder.publish(&event, &pod)).await
             }

@@ -185,12 +185,13 @@ async fn an_event_that_somebody_deleted_is_made_anew() {
     asked.refuse(404, "NotFound");
     world.made().await;
     world.ended(&world.events("sent"), 2).await;
-    // Its namespace is gone.
+    // The namespace of another is gone, which does not end the series of the first.
     world.teller.tell(breach("u2", "first"));
-    for _ in 0..2 {
-        world.server.asked().await.refuse(404, "NotFound");
-    }
+    world.server.asked().await.refuse(404, "NotFound");
     world.ended(&world.events("gone"), 1).await;
+    sleep(GAP).await;
+    world.teller.tell(breach("u1", "again"));
+    assert_eq!(world.counted().await.1["series"]["count"], 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use guard_agent::snapshot;
+pub use guard_agent::snapshot;
 
 use crate::{
     eventually,
@@ -95,7 +95,10 @@ impl Setup {
     /// Copies the binary to where everybody may read it, whatever folder the project lies in.
     pub fn copy_binary(&mut self) -> Result<()> {
         let copy = self.dir.join("guard-agent");
-        fs::copy(&self.binary, &copy)?;
+        // By another process: a file that this one has open for writing may be inherited by what other tests start just now,
+        // and then it cannot be run ("text file busy").
+        let copied = Command::new("cp").arg(&self.binary).arg(&copy).status()?;
+        ensure!(copied.success(), "cp {} {}: {copied}", self.binary.display(), copy.display());
         self.binary = copy;
         Ok(())
     }

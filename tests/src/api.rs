@@ -1,9 +1,10 @@
-//! An API server in the test's hands: it lists and watches pods, tells of single objects, and may be away.
+//! An API server in the test's hands: it lists and watches pods and the agent's ConfigMap, tells of single objects, takes what is
+//! said of pods, and may be away.
 
 use std::{
     collections::BTreeMap,
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -19,6 +20,9 @@ pub const NODE: &str = "node-1";
 
 /// Where pods are.
 const PODS: &str = "/api/v1/pods";
+
+/// Where the agent's ConfigMap is.
+const MAPS: &str = "/api/v1/namespaces/egress-guard/configmaps";
 
 /// A server on loopback; it ends when it is dropped.
 #[derive(Debug)]
@@ -37,11 +41,11 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     version: u64,
-    /// By namespace and name.
-    pods: BTreeMap<(String, String), Value>,
+    /// Pods and config maps, by kind, namespace and name.
+    watched: BTreeMap<[String; 3], Value>,
     /// Other objects, by their paths.
     objects: BTreeMap<String, Value>,
-    /// What happened to pods, with the version that it led to.
+    /// What happened to pods and config maps, with the version that it led to.
     events: Vec<(u64, &'static str, Value)>,
     /// What happened before is forgotten.
     oldest: u64,
@@ -49,6 +53,20 @@ struct State {
     stopped: bool,
     connections: Vec<TcpStream>,
     asked: Vec<String>,
+    written: Vec<Written>,
+    /// Paths that nobody may ask for.
+    forbidden: Vec<String>,
+}
+
+/// A request that changes something, which is taken as it is.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// Such as `PATCH`.
+    pub method: String,
+    /// Its path and query.
+    pub target: String,
+    /// What is to be written.
+    pub body: Value,
 }
 
 impl Api {
@@ -89,18 +107,18 @@ impl Api {
         Ok(fs::write(path, config.to_string())?)
     }
 
-    /// A pod appears or changes.
-    pub fn apply(&self, pod: &Value) {
+    /// A pod or a ConfigMap appears or changes.
+    pub fn apply(&self, object: &Value) {
         let mut state = self.shared.lock();
-        let kind = if state.pods.contains_key(&key(pod)) { "MODIFIED" } else { "ADDED" };
-        state.happen(kind, pod.clone());
+        let kind = if state.watched.contains_key(&key(object)) { "MODIFIED" } else { "ADDED" };
+        state.happen(kind, object.clone());
         drop(state);
         self.shared.changed.notify_all();
     }
 
-    /// A pod goes.
-    pub fn delete(&self, pod: &Value) {
-        self.shared.lock().happen("DELETED", pod.clone());
+    /// A pod or a ConfigMap goes.
+    pub fn delete(&self, object: &Value) {
+        self.shared.lock().happen("DELETED", object.clone());
         self.shared.changed.notify_all();
     }
 
@@ -130,31 +148,53 @@ impl Api {
         state.events.clear();
     }
 
+    /// What was written up to now.
+    pub fn written(&self) -> Vec<Written> {
+        self.shared.lock().written.clone()
+    }
+
+    /// The ConfigMap may not be read any more, or it may again; watches of everything end.
+    pub fn forbid_map(&self, forbidden: bool) {
+        self.shared.lock().forbidden = if forbidden { vec![MAPS.to_owned()] } else { vec![] };
+        self.set_away(true);
+        self.set_away(false);
+    }
+
     /// The requests up to now: the path and query of each.
     pub fn asked(&self) -> Vec<String> {
         self.shared.lock().asked.clone()
     }
 }
 
-fn key(pod: &Value) -> (String, String) {
-    let text = |name: &str| pod["metadata"][name].as_str().unwrap_or_default().to_owned();
-    (text("namespace"), text("name"))
+fn key(object: &Value) -> [String; 3] {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    [text(&object["kind"]), text(&object["metadata"]["namespace"]), text(&object["metadata"]["name"])]
+}
+
+/// What is watched there, and how it must be asked for.
+fn collection(path: &str) -> Option<(&'static str, String)> {
+    match path {
+        PODS => Some(("Pod", format!("spec.nodeName%3D{NODE}"))),
+        MAPS => Some(("ConfigMap", "metadata.name%3Degress-guard".into())),
+        _ => None,
+    }
+}
+
+/// Whether an object is among what is asked for there.
+fn is_there(kind: &str, object: &Value) -> bool {
+    object["kind"] == kind && (kind != "Pod" || object["spec"]["nodeName"] == NODE)
 }
 
 impl State {
-    fn happen(&mut self, kind: &'static str, mut pod: Value) {
+    fn happen(&mut self, kind: &'static str, mut object: Value) {
         self.version += 1;
-        pod["metadata"]["resourceVersion"] = self.version.to_string().into();
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
         if kind == "DELETED" {
-            self.pods.remove(&key(&pod));
+            self.watched.remove(&key(&object));
         } else {
-            self.pods.insert(key(&pod), pod.clone());
+            self.watched.insert(key(&object), object.clone());
         }
-        self.events.push((self.version, kind, pod));
-    }
-
-    fn of_node<'a>(pods: impl Iterator<Item = &'a Value>) -> Vec<&'a Value> {
-        pods.filter(|pod| pod["spec"]["nodeName"] == NODE).collect()
+        self.events.push((self.version, kind, object));
     }
 }
 
@@ -174,41 +214,64 @@ impl Shared {
         loop {
             let mut first = String::new();
             reader.read_line(&mut first)?;
-            let target = first.split_whitespace().nth(1).context("a request")?.to_owned();
-            let mut header = first;
+            let mut words = first.split_whitespace().map(str::to_owned);
+            let (method, target) = words.next().zip(words.next()).context("a request")?;
+            let (mut header, mut length) = (first, 0);
             while !header.trim().is_empty() {
                 header.clear();
                 reader.read_line(&mut header)?;
+                if let Some(value) = header.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse()?;
+                }
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body)?;
+            if method != "GET" {
+                let body: Value = serde_json::from_slice(&body)?;
+                answer(&mut connection, if method == "POST" { 201 } else { 200 }, &body)?;
+                self.lock().written.push(Written { method, target, body });
+                continue;
             }
             self.lock().asked.push(target.clone());
             let (path, query) = target.split_once('?').unwrap_or((&target, ""));
             let asked = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-            if path == PODS && asked("fieldSelector") != Some(&format!("spec.nodeName%3D{NODE}")) {
-                answer(&mut connection, 403, &json!({"kind": "Status", "code": 403, "reason": "Forbidden"}))?;
-            } else if path == PODS && asked("watch").is_some() {
-                let version = asked("resourceVersion").context("a version")?.parse()?;
-                return self.watch(connection, version);
-            } else if path == PODS {
-                let list = {
-                    let state = self.lock();
-                    let items = State::of_node(state.pods.values());
-                    let metadata = json!({"resourceVersion": state.version.to_string()});
-                    json!({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": items})
-                };
-                answer(&mut connection, 200, &list)?;
-            } else {
-                let found = self.lock().objects.get(path).cloned();
-                let (code, body) = match found {
-                    Some(object) => (200, object),
-                    None => (404, json!({"kind": "Status", "code": 404, "reason": "NotFound"})),
-                };
-                answer(&mut connection, code, &body)?;
+            let forbidden = self.lock().forbidden.iter().any(|forbidden| forbidden == path);
+            match collection(path) {
+                Some((_, selector)) if forbidden || asked("fieldSelector") != Some(&selector) => {
+                    let status = json!({
+                        "kind": "Status", "status": "Failure", "code": 403, "reason": "Forbidden",
+                        "message": "the test forbids it",
+                    });
+                    answer(&mut connection, 403, &status)?;
+                }
+                Some((kind, _)) if asked("watch").is_some() => {
+                    let version = asked("resourceVersion").context("a version")?.parse()?;
+                    return self.watch(connection, kind, version);
+                }
+                Some((kind, _)) => {
+                    let list = {
+                        let state = self.lock();
+                        let items: Vec<&Value> =
+                            state.watched.values().filter(|object| is_there(kind, object)).collect();
+                        let metadata = json!({"resourceVersion": state.version.to_string()});
+                        json!({"kind": format!("{kind}List"), "apiVersion": "v1", "metadata": metadata, "items": items})
+                    };
+                    answer(&mut connection, 200, &list)?;
+                }
+                None => {
+                    let found = self.lock().objects.get(path).cloned();
+                    let (code, body) = match found {
+                        Some(object) => (200, object),
+                        None => (404, json!({"kind": "Status", "code": 404, "reason": "NotFound"})),
+                    };
+                    answer(&mut connection, code, &body)?;
+                }
             }
         }
     }
 
     /// Tells of what happens after a version, until the connection breaks.
-    fn watch(&self, mut connection: TcpStream, mut version: u64) -> Result<()> {
+    fn watch(&self, mut connection: TcpStream, of: &str, mut version: u64) -> Result<()> {
         connection
             .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")?;
         let mut tell = |kind: &str, object: &Value| {
@@ -221,9 +284,9 @@ impl Shared {
                 tell("ERROR", &json!({"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}))?;
                 return Ok(());
             }
-            for (at, kind, pod) in &state.events {
-                if *at > version && !State::of_node(std::iter::once(pod)).is_empty() {
-                    tell(kind, pod)?;
+            for (at, kind, object) in &state.events {
+                if *at > version && is_there(of, object) {
+                    tell(kind, object)?;
                 }
             }
             version = version.max(state.version);

@@ -80,6 +80,12 @@ impl Container {
         &self.label
     }
 
+    /// The same, with the label that it has once a cluster has told its name.
+    #[must_use]
+    pub fn known_as(&self, name: &str) -> Self {
+        Self { label: name.into(), ..self.clone() }
+    }
+
     /// The cgroup's id.
     pub fn cgroup_id(&self) -> Result<u64> {
         Ok(fs::metadata(&self.path)?.ino())

@@ -276,8 +276,10 @@ fn in_a_storm_nobody_is_evicted_and_that_is_said_once_and_loudly() -> Result<()>
     let_it_come_if_it_does();
     ensure!(begun(&world)? == 0 && declined(&world, "storm")? == 2 && world.agent().said(NOT_DONE)? == 2);
     let log = world.agent().log()?;
-    let alarms: Vec<&str> =
-        log.lines().filter(|line| line.contains("2 workloads breach their limits at once")).collect();
+    let alarms: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("2 workloads (") && line.contains("breach their limits at once"))
+        .collect();
     ensure!(matches!(alarms.as_slice(), [alarm] if alarm.contains("ERROR")), "{alarms:?}");
     let alerts = receiver.alerts();
     let storms: Vec<_> = alerts.iter().filter(|alert| alert["labels"]["alertname"] == "EgressEvictionStorm").collect();

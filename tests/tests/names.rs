@@ -21,6 +21,8 @@ use serde_json::{Value, json};
 /// A world whose agent knows of an API server, which is there.
 fn world(config: &str) -> Result<(Api, World)> {
     let api = Api::new()?;
+    let metadata = json!({"name": "egress-guard", "namespace": "egress-guard"});
+    api.apply(&json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": metadata, "data": {"kill-switch": "off"}}));
     let world = World::prepared(|_, setup| {
         setup.environment.push(("KUBECONFIG".into(), setup.file("kubeconfig").display().to_string()));
         setup.set("--node-name", NODE);
@@ -196,11 +198,11 @@ fn while_the_api_server_is_away_all_goes_on_and_names_outlive_the_agent() -> Res
     shows(world.agent(), &[(&nameless(1, &old), sum)])?;
     ensure!(world.agent().scrape()?.get("egress_guard_cluster_connected") == Some(0));
     world.agent().hear("cannot watch this node's pods", Duration::from_secs(5))?;
-    // More than one attempt, and one line of them all.
+    // More than one attempt, and one line of them all; and one of the ConfigMap.
     std::thread::sleep(Duration::from_secs(3));
     let failures = world.agent().scrape()?.get("egress_guard_cluster_watch_failures_total");
     let loud = world.agent().log()?.lines().filter(|line| line.contains("WARN") || line.contains("ERROR")).count();
-    ensure!(failures > Some(1) && loud == 1, "{failures:?} failures in {loud} lines: {}", world.agent().log()?);
+    ensure!(failures > Some(1) && loud == 2, "{failures:?} failures in {loud} lines: {}", world.agent().log()?);
     api.apply(&pod(1, "web-0", Some(&old)));
     api.set_away(false);
     eventually("the name has come", Duration::from_secs(40), || shows(world.agent(), &[("shop/web-0/main", sum)]))?;
@@ -325,7 +327,7 @@ fn at_rest_the_api_server_is_left_alone() -> Result<()> {
     std::thread::sleep(Duration::from_secs(5));
     let after = api.asked();
     ensure!(after == before, "{:?}", &after[before.len()..]);
-    ensure!(after.len() == 3, "a list, a watch and a question: {after:?}");
+    ensure!(after.len() == 5, "the pods' list and watch, the ConfigMap's, and a question: {after:?}");
     Ok(())
 }
 

@@ -195,7 +195,7 @@ impl Guard {
             kill_switch,
             protected,
             kill_switch_unread: false,
-            voice,
+            voice: Voice { flag: config.flag.annotation, ..voice },
             hammer,
             keeper,
             roster,

@@ -34,13 +34,14 @@ impl Voice {
         Self { breaches, webhook: None, teller: None, flag: false, node, storm: None }
     }
 
-    /// Tells pods' owners too. The task goes on for ever.
+    /// Tells it on pods too, if there is an API server. The task goes on for ever.
     pub fn tell_pods(
         &mut self,
-        clients: &Clients,
+        clients: Option<&Clients>,
         identity: &Identity,
         metrics: &Metrics,
     ) -> Result<(), prometheus::Error> {
+        let Some(clients) = clients else { return Ok(()) };
         let teller = Teller::new()?;
         teller.collectors().into_iter().try_for_each(|collector| metrics.register(collector))?;
         let (client, agent, of_task) = (clients.once.clone(), identity.pod.clone(), teller.clone());

@@ -24,7 +24,8 @@ impl Attempt {
         let after = self.retry_after.unwrap_or(LATER);
         let retry_at = now.saturating_add(u64::try_from(after.as_nanos()).unwrap_or(u64::MAX));
         match &self.outcome {
-            Outcome::Done(_) | Outcome::DryRun | Outcome::Gone => judge::Evicted::Done,
+            Outcome::Done(_) | Outcome::DryRun => judge::Evicted::Done,
+            // Gone counts as none of ours, unless an earlier attempt may have been one: the judge knows of those.
             Outcome::NotCured { .. } => judge::Evicted::NotCured,
             outcome if outcome.is_untouched() => judge::Evicted::Untouched { retry_at },
             _ => judge::Evicted::Broken { retry_at },
@@ -72,7 +73,7 @@ mod tests {
     fn the_judge_is_told_what_is_certain_and_when_to_try_again() {
         let overloaded = |maybe| Outcome::Overloaded { status: 503, message: String::new(), retry_after: None, maybe };
         let cases = [
-            (Outcome::Gone, None, Done),
+            (Outcome::Gone, None, Untouched { retry_at: NOW + 600_000_000_000 }),
             (Outcome::DryRun, None, Done),
             (not_cured(), Some(60), NotCured),
             (blocked(), Some(10), Untouched { retry_at: 15_000_000_000 }),

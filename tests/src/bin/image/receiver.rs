@@ -80,12 +80,17 @@ fn serve(socket: &UdpSocket, name: &str) {
             Some(answer) => socket.send_to(&answer, client).map(drop),
             None => Ok(()),
         },
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(()),
+        Err(error) if is_nothing(error.kind()) => Ok(()),
         Err(error) => Err(error),
     };
     if let Err(error) = served {
         eprintln!("the nameserver failed: {error}");
     }
+}
+
+/// Nobody has asked yet.
+fn is_nothing(error: ErrorKind) -> bool {
+    matches!(error, ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
 /// RFC 1035, 4.1: 127.0.0.1 for `name` (type A), nothing else of it, and no other name.
