@@ -95,10 +95,8 @@ impl Setup {
     /// Copies the binary to where everybody may read it, whatever folder the project lies in.
     pub fn copy_binary(&mut self) -> Result<()> {
         let copy = self.dir.join("guard-agent");
-        // By another process: a file that this one has open for writing may be inherited by what other tests start just now,
-        // and then it cannot be run ("text file busy").
-        let copied = Command::new("cp").arg(&self.binary).arg(&copy).status()?;
-        ensure!(copied.success(), "cp {} {}: {copied}", self.binary.display(), copy.display());
+        // Not by ourselves: what other tests start meanwhile would hold it open for writing ("text file busy").
+        ensure!(Command::new("cp").args([&self.binary, &copy]).status()?.success(), "the binary is not copied");
         self.binary = copy;
         Ok(())
     }
@@ -339,8 +337,8 @@ impl Agent {
     /// The value of a container's series, as of now.
     pub fn gauge(&self, name: &str, container: &Container) -> Result<u64> {
         let series = format!("{name}{{container=\"{}\",", container.label());
-        let metrics = self.scrape()?;
-        let found = metrics.0.iter().find(|(found, _)| found.starts_with(&series));
+        let metrics = self.scrape()?.0;
+        let found = metrics.iter().find(|(found, _)| found.starts_with(&series));
         Ok(*found.with_context(|| format!("no {series}"))?.1 as u64)
     }
 
