@@ -20,6 +20,8 @@ use kube::{
     config::{KubeConfigOptions, KubeconfigError},
 };
 
+use crate::convert;
+
 use self::{
     budgets::Selecting,
     list::{Lister, Resource},
@@ -177,7 +179,7 @@ async fn local(
     if bound.is_empty() {
         return Ok(used);
     }
-    let elsewhere = |it: PersistentVolume| it.metadata.name.filter(|_| !facts::is_local(it.spec.as_ref()));
+    let elsewhere = |it: PersistentVolume| it.metadata.name.filter(|_| !convert::is_local(it.spec.as_ref()));
     let elsewhere = lister.must(&Resource::without_namespace("persistentvolumes"), elsewhere).await?;
     let elsewhere: BTreeSet<String> = elsewhere.into_iter().collect();
     let local = used.into_iter().filter(|claim| bound.get(claim).is_none_or(|volume| !elsewhere.contains(volume)));

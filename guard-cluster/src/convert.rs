@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use guard_core::inventory::{Container, Controller, PREFIX, Phase, Pod, Volume};
 use k8s_openapi::{
-    api::core::v1::{self as api, ContainerStatus, PodSpec, PodStatus},
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+    api::core::v1::{self as api, ContainerStatus, PersistentVolumeSpec, PodSpec, PodStatus},
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
 };
+use kube::core::Selector;
 
 /// On the mirror of a static pod, by kubelet.
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -123,6 +124,32 @@ fn digest(image: &str) -> Option<String> {
 
 fn is_hash(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Whether what is in a volume is on one node only. One that is not there counts as such: what it is cannot be known.
+pub(crate) fn is_local(volume: Option<&PersistentVolumeSpec>) -> bool {
+    volume.is_none_or(|volume| volume.local.is_some() || volume.host_path.is_some())
+}
+
+/// A disruption budget's selector; `empty`: one that says nothing selects all pods, as in `policy/v1`. `None`: it selects none.
+pub(crate) fn selector(selector: LabelSelector, empty: bool) -> Option<Selector> {
+    // One that cannot be read selects nothing for the API server either.
+    let selector = Selector::try_from(selector).ok()?;
+    (empty || !selector.selects_all()).then_some(selector)
+}
+
+/// An error with its causes: the outermost alone often says no more than "service error".
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 #[cfg(test)]

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 
 use guard_core::audit::Budget;
-use k8s_openapi::{
-    api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus},
-    apimachinery::pkg::apis::meta::v1::LabelSelector,
-};
+use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
 use kube::core::{Selector, SelectorExt as _};
+
+use crate::convert;
 
 /// A budget, and whom it is for.
 #[derive(Debug)]
@@ -27,7 +26,7 @@ pub(super) fn budget(budget: PodDisruptionBudget, empty: bool) -> Selecting {
     let failed = conditions.find(|it| it.type_ == "DisruptionAllowed" && it.reason == "SyncFailed");
     let count = |count: i32| u32::try_from(count).unwrap_or(0);
     Selecting {
-        selector: spec.and_then(|spec| spec.selector).and_then(|selector| read(selector, empty)),
+        selector: spec.and_then(|spec| spec.selector).and_then(|selector| convert::selector(selector, empty)),
         budget: Budget {
             namespace: metadata.namespace.unwrap_or_default(),
             name: metadata.name.unwrap_or_default(),
@@ -39,12 +38,6 @@ pub(super) fn budget(budget: PodDisruptionBudget, empty: bool) -> Selecting {
             failed: failed.map(|condition| condition.message.clone()),
         },
     }
-}
-
-fn read(selector: LabelSelector, empty: bool) -> Option<Selector> {
-    // One that cannot be read selects nothing for the API server either.
-    let selector = Selector::try_from(selector).ok()?;
-    (empty || !selector.selects_all()).then_some(selector)
 }
 
 impl Selecting {

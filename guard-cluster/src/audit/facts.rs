@@ -2,7 +2,7 @@
 
 use guard_core::audit::{Bound, Container, Facts};
 use k8s_openapi::{
-    api::core::v1::{self as api, PersistentVolumeSpec, PodTemplateSpec, ResourceRequirements},
+    api::core::v1::{self as api, PodTemplateSpec, ResourceRequirements},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
@@ -36,11 +36,6 @@ pub(super) fn selected(facts: Facts, budgets: &[Selecting]) -> Facts {
     let mut names: Vec<String> = selecting.map(|it| it.budget.name.clone()).collect();
     names.sort();
     Facts { budgets: names, ..facts }
-}
-
-/// Whether what is in a volume is on one node only. One that is not there counts as such: what it is cannot be known.
-pub(super) fn is_local(volume: Option<&PersistentVolumeSpec>) -> bool {
-    volume.is_none_or(|volume| volume.local.is_some() || volume.host_path.is_some())
 }
 
 /// `of_pod`: what all its containers may use together, which stands in for what a container does not say (1.34 and up).

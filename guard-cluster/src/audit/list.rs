@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::time;
 
 use super::{AuditError, PATIENCE};
+use crate::convert::chain;
 
 /// How many objects are asked for at once: kubectl's own.
 const PAGE: u32 = 500;
@@ -148,18 +149,4 @@ impl<'a> Lister<'a> {
             status => AuditError::Refused { resource: resource_name, status, message },
         }
     }
-}
-
-/// An error with its causes: the outermost alone often says no more than "service error".
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let said = cause.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -7,6 +7,7 @@ use super::{
     Outcome,
     wire::{What, Wire},
 };
+use crate::convert;
 
 /// Those of the pod's claims whose volumes are local to a node. A claim without a volume, or whose volume is not there, counts:
 /// what it is cannot be known.
@@ -31,5 +32,5 @@ async fn is_local(wire: &Wire, namespace: &str, claim: &str) -> Result<bool, Out
     let Some(volume) = volume else { return Ok(true) };
     let volume = wire.get::<PersistentVolume>(What::Claim, &format!("/api/v1/persistentvolumes/{volume}")).await?;
     let spec = volume.and_then(|(volume, _)| volume.spec);
-    Ok(spec.is_none_or(|spec| spec.local.is_some() || spec.host_path.is_some()))
+    Ok(convert::is_local(spec.as_ref()))
 }

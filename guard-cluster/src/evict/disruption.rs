@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use guard_core::inventory::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use kube::core::SelectorExt as _;
 use serde::Deserialize;
 
 use super::{
     Outcome,
     wire::{What, Wire},
 };
+use crate::convert;
 
 /// Budgets of both versions, as far as they are the same.
 #[derive(Debug, Deserialize)]
@@ -52,23 +54,7 @@ fn names(budgets: Vec<Budget>, labels: &BTreeMap<String, String>, empty: bool) -
 }
 
 fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String>, empty: bool) -> bool {
-    let LabelSelector { match_labels, match_expressions } = selector;
-    let (equal, expressions) = (match_labels.iter().flatten(), match_expressions.iter().flatten());
-    if equal.clone().next().is_none() && expressions.clone().next().is_none() {
-        return empty;
-    }
-    let mut expressions = expressions.map(|it| {
-        let (value, values) = (labels.get(&it.key), it.values.as_deref().unwrap_or_default());
-        match it.operator.as_str() {
-            "In" => value.is_some_and(|value| values.contains(value)),
-            "NotIn" => value.is_none_or(|value| !values.contains(value)),
-            "Exists" => value.is_some(),
-            "DoesNotExist" => value.is_none(),
-            _ => false,
-        }
-    });
-    let mut equal = equal.map(|(name, value)| labels.get(name) == Some(value));
-    equal.all(|is| is) && expressions.all(|is| is)
+    convert::selector(selector.clone(), empty).is_some_and(|selector| selector.matches(labels))
 }
 
 #[cfg(test)]

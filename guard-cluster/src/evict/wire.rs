@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::time;
 
 use super::{EvictError, Outcome, answer};
-use crate::connect::PATIENCE;
+use crate::{connect::PATIENCE, convert::chain};
 
 /// What a request is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,20 +212,6 @@ fn retry_after(headers: &HeaderMap, date: Option<i64>) -> Option<Duration> {
 
 fn instant(date: &str) -> Option<i64> {
     Some(DateTimeParser::new().parse_timestamp(date).ok()?.as_second())
-}
-
-/// An error with its causes: the outermost alone often says no more than "service error".
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]
