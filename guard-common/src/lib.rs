@@ -15,8 +15,15 @@ pub use evidence::{Destination, EVIDENCE_EPOCH, EVIDENCE_ROOM, INGRESS};
 pub use kill_switch::{Engagement, SOURCES, WHO};
 
 /// Version of everything that is pinned: the maps' names, sizes and values, what they mean, and how a meter's program
-/// hands packets over to the police programs. It names the folder in bpffs.
-pub const LAYOUT: u32 = 2;
+/// hands packets over to the police programs. It names the folder in bpffs. Whoever tests an upgrade builds the agent before
+/// it with `EGRESS_GUARD_LAYOUT` set to another.
+pub const LAYOUT: u32 = match option_env!("EGRESS_GUARD_LAYOUT") {
+    Some(layout) => match u32::from_str_radix(layout, 10) {
+        Ok(layout) => layout,
+        Err(_) => panic!("EGRESS_GUARD_LAYOUT is not a whole number"),
+    },
+    None => 2,
+};
 
 /// How many CIDRs of each IP version the kernel programs compare a packet with, at most.
 pub const MAX_CIDRS: usize = 16;
