@@ -161,7 +161,7 @@ fn breaches(report: &Report) -> Table {
 struct Sum {
     containers: usize,
     /// By [`Limit`].
-    breaches: [usize; 4],
+    breaches: [usize; Limit::ALL.len()],
     contained: usize,
     evicted: usize,
     declined: usize,
@@ -199,11 +199,11 @@ fn sums<'a>(report: &Report, config: &'a Config) -> Vec<(Option<&'a str>, Sum)> 
 
 fn policies(report: &Report, config: &Config) -> Table {
     let limits = Limit::ALL.map(|limit| limit.name().to_uppercase());
-    let [rate, quota, baseline, ingress] = limits.each_ref().map(String::as_str);
-    let columns = ["CONTAINERS", rate, quota, baseline, ingress, "CONTAINED", "EVICTED", "DECLINED", "DROPPED"];
-    let mut header = ["POLICY"; 10];
+    let [rate, quota, baseline, ingress, bypass] = limits.each_ref().map(String::as_str);
+    let columns = ["CONTAINERS", rate, quota, baseline, ingress, bypass, "CONTAINED", "EVICTED", "DECLINED", "DROPPED"];
+    let mut header = ["POLICY"; 11];
     header[1..].copy_from_slice(&columns);
-    let mut table = table(header, 1..10);
+    let mut table = table(header, 1..11);
     for (name, Sum { containers, breaches, contained, evicted, declined, dropped }) in sums(report, config) {
         let counts = [containers].into_iter().chain(breaches).chain([contained, evicted, declined]);
         let counts = counts.map(|count| count.to_string());
@@ -271,6 +271,7 @@ fn refusal(why: &Refusal) -> String {
     match why {
         Refusal::KillSwitch => "killSwitch is true".to_owned(),
         Refusal::Protected(why) => why.to_string(),
+        Refusal::Bypass => "what passes by the meters no containment holds".to_owned(),
         Refusal::NotCured => "its workload is not cured by evictions".to_owned(),
         Refusal::Budget(Refused::Storm) => "too many workloads breach (storm)".to_owned(),
         Refusal::Budget(Refused::Node) => "budgets.node is spent".to_owned(),
