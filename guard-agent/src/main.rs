@@ -32,7 +32,7 @@ use tracing_subscriber::EnvFilter;
 
 use cli::{
     Audit, Bpffs, CheckConfig, Cleanup, Cli, Command, Destinations, List, LogFormat, Output, Record, Release, Resume,
-    Simulate, Switch,
+    Run, Simulate, Switch,
 };
 
 /// How long the agent may take to end once it is asked to.
