@@ -156,12 +156,15 @@ fn breaches(report: &Report) -> Table {
     table
 }
 
+/// The limits that a trace can say something of: it knows no interfaces, so nothing of what bypasses the meters.
+const LIMITS: [Limit; 4] = [Limit::Rate, Limit::Quota, Limit::Baseline, Limit::Ingress];
+
 /// What came of a policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Sum {
     containers: usize,
-    /// By [`Limit`].
-    breaches: [usize; Limit::ALL.len()],
+    /// By [`LIMITS`].
+    breaches: [usize; LIMITS.len()],
     contained: usize,
     evicted: usize,
     declined: usize,
@@ -183,7 +186,8 @@ fn sums<'a>(report: &Report, config: &'a Config) -> Vec<(Option<&'a str>, Sum)> 
     for Breached { policy, breach, deeds, .. } in &report.breaches {
         let Some(place) = place(&sums, Some(policy)) else { continue };
         let sum = &mut sums[place].1;
-        sum.breaches[breach.limit as usize] += 1;
+        let limit = LIMITS.iter().position(|limit| *limit == breach.limit);
+        limit.into_iter().for_each(|limit| sum.breaches[limit] += 1);
         for (_, deed) in deeds {
             match deed {
                 Deed::Contained { .. } => sum.contained += 1,
@@ -198,12 +202,12 @@ fn sums<'a>(report: &Report, config: &'a Config) -> Vec<(Option<&'a str>, Sum)> 
 }
 
 fn policies(report: &Report, config: &Config) -> Table {
-    let limits = Limit::ALL.map(|limit| limit.name().to_uppercase());
-    let [rate, quota, baseline, ingress, bypass] = limits.each_ref().map(String::as_str);
-    let columns = ["CONTAINERS", rate, quota, baseline, ingress, bypass, "CONTAINED", "EVICTED", "DECLINED", "DROPPED"];
-    let mut header = ["POLICY"; 11];
+    let limits = LIMITS.map(|limit| limit.name().to_uppercase());
+    let [rate, quota, baseline, ingress] = limits.each_ref().map(String::as_str);
+    let columns = ["CONTAINERS", rate, quota, baseline, ingress, "CONTAINED", "EVICTED", "DECLINED", "DROPPED"];
+    let mut header = ["POLICY"; 10];
     header[1..].copy_from_slice(&columns);
-    let mut table = table(header, 1..11);
+    let mut table = table(header, 1..10);
     for (name, Sum { containers, breaches, contained, evicted, declined, dropped }) in sums(report, config) {
         let counts = [containers].into_iter().chain(breaches).chain([contained, evicted, declined]);
         let counts = counts.map(|count| count.to_string());

@@ -26,6 +26,8 @@ use crate::{
 const LOOK: u64 = 10_000_000_000;
 /// The same while somebody is new.
 const LOOK_NEW: u64 = 500_000_000;
+/// How long somebody is new, in nanoseconds.
+const NEW: u64 = 30_000_000_000;
 /// How long a container without a meter keeps its pod from being watched, in nanoseconds: longer than from one attempt to meter
 /// it to the next.
 const UNMETERED: u64 = 40_000_000_000;
@@ -61,6 +63,8 @@ enum State {
 #[derive(Debug)]
 struct Unit {
     labels: Labels,
+    /// When it appeared.
+    since: u64,
     state: State,
     /// What was told, in bytes; `None`: it was never watched.
     bytes: Option<u64>,
@@ -111,9 +115,9 @@ impl State {
 }
 
 impl Unit {
-    fn new(labels: Labels) -> Self {
+    fn new(labels: Labels, since: u64) -> Self {
         let state = State::Not(Unwatched::New);
-        Self { labels, state, bytes: None, attached: BTreeMap::new(), meters: HashMap::new() }
+        Self { labels, since, state, bytes: None, attached: BTreeMap::new(), meters: HashMap::new() }
     }
 
     /// Leaves a unit unwatched; said once, of a pod.
@@ -184,6 +188,7 @@ impl Bypass {
     /// Takes over who there is. Returns what the meters of each say.
     fn know<'a>(
         &mut self,
+        now: u64,
         all: impl Iterator<Item = (&'a Owner, Totals)>,
     ) -> BTreeMap<Key, HashMap<u64, (Totals, bool)>> {
         let mut meters: BTreeMap<Key, HashMap<u64, (Totals, bool)>> = BTreeMap::new();
@@ -198,7 +203,7 @@ impl Bypass {
                 of.insert(owner.cgroup_id, (totals, gone));
             }
             if !self.units.contains_key(key) {
-                self.units.insert(key.into(), Unit::new(labels(owner)));
+                self.units.insert(key.into(), Unit::new(labels(owner), now));
             }
             if let Some(unit) = self.units.get_mut(key).filter(|_| !gone) {
                 if (&unit.labels.namespace, &unit.labels.pod) != (&owner.labels.namespace, &owner.labels.pod) {
@@ -220,7 +225,11 @@ impl Bypass {
             }
         }
         let since = now.saturating_sub(self.looked);
-        let is_new = self.units.values().any(|unit| unit.state.is_new() && !unit.attached.is_empty());
+        let is_new = |unit: &Unit| {
+            let is_young = now.saturating_sub(unit.since) < NEW;
+            is_young && unit.state.is_new() && !unit.attached.is_empty()
+        };
+        let is_new = self.units.values().any(is_new);
         if self.uplinks.is_none() || since < LOOK_NEW || (since < LOOK && !is_new) {
             return;
         }
@@ -329,7 +338,7 @@ fn labels(owner: &Owner) -> Labels {
 impl Guard {
     /// Compares the interfaces with what the meters have just said, and decides. `before`: when they were compared last.
     pub(super) fn compare(&mut self, read: Option<&Interfaces>, before: u64, now: u64) {
-        let meters = self.bypass.know(self.ledger.counted());
+        let meters = self.bypass.know(now, self.ledger.counted());
         let mut found: Vec<(u64, Vec<ContainerId>)> = Vec::new();
         if let Some(read) = read {
             for (key, meters) in &meters {
