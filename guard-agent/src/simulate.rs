@@ -186,8 +186,9 @@ fn sums<'a>(report: &Report, config: &'a Config) -> Vec<(Option<&'a str>, Sum)> 
     for Breached { policy, breach, deeds, .. } in &report.breaches {
         let Some(place) = place(&sums, Some(policy)) else { continue };
         let sum = &mut sums[place].1;
-        let limit = LIMITS.iter().position(|limit| *limit == breach.limit);
-        limit.into_iter().for_each(|limit| sum.breaches[limit] += 1);
+        if let Some(limit) = LIMITS.iter().position(|limit| *limit == breach.limit) {
+            sum.breaches[limit] += 1;
+        }
         for (_, deed) in deeds {
             match deed {
                 Deed::Contained { .. } => sum.contained += 1,

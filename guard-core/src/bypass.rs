@@ -73,6 +73,19 @@ pub struct Gap {
     uplink: Uplink,
     /// What the interface sent more than can be explained. Below zero: what is forgiven yet.
     balance: i128,
+    /// What the interface received since the beginning, and at least as much of what the meters did is to be in it.
+    received: u128,
+    taken: u128,
+}
+
+/// Why an interface and its meters cannot be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Incomparable {
+    /// The interface counts less than before, so it is another one. The comparison has begun anew.
+    Another,
+    /// The meters saw more come in than the interface: something hands it over past the interface (`bpf_redirect_peer`), and
+    /// so may what the kernel answers by itself have been.
+    Past,
 }
 
 impl std::ops::AddAssign for Frames {
@@ -105,17 +118,17 @@ impl Gap {
     #[must_use]
     pub fn new(first: &Reading) -> Self {
         let Reading { at, skew, uplink, moved: _ } = *first;
-        Self { at, uplink, balance: -i128::from(SLACK.saturating_add(between(skew, u64::MAX))) }
+        let balance = -i128::from(SLACK.saturating_add(between(skew, u64::MAX)));
+        Self { at, uplink, balance, received: 0, taken: 0 }
     }
 
-    /// Takes the next reading; returns how many bytes bypassed the meters, as far as that is certain now. `None`: the
-    /// interface is another one, and it begins anew.
-    pub fn take(&mut self, reading: &Reading) -> Option<u64> {
+    /// Takes the next reading; returns how many bytes bypassed the meters, as far as that is certain now.
+    pub fn take(&mut self, reading: &Reading) -> Result<u64, Incomparable> {
         let Reading { at, skew, uplink, moved } = *reading;
         let sent = uplink.sent.since(self.uplink.sent);
         let Some((sent, received)) = sent.zip(uplink.received.since(self.uplink.received)) else {
             *self = Self::new(reading);
-            return None;
+            return Err(Incomparable::Another);
         };
         let (metered, taken) = (bytes(&moved.egress), bytes(&moved.ingress));
         // In whole bytes: rounded up, so that many short times leave no less out than a long one.
@@ -132,7 +145,12 @@ impl Gap {
         let most = i128::from(between(skew, taken));
         let told = balance.saturating_sub(most).max(0);
         (self.at, self.uplink, self.balance) = (at, uplink, balance.clamp(least, most));
-        Some(u64::try_from(told).unwrap_or(u64::MAX))
+        self.received = self.received.saturating_add(u128::from(received.bytes) + hidden);
+        self.taken = self.taken.saturating_add(u128::from(taken));
+        if self.taken > self.received.saturating_add(u128::from(SLACK.saturating_add(between(skew, taken)))) {
+            return Err(Incomparable::Past);
+        }
+        Ok(u64::try_from(told).unwrap_or(u64::MAX))
     }
 }
 

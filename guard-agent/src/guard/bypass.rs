@@ -14,7 +14,7 @@ use crate::{
     clock,
     core::{
         breach::ContainerId,
-        bypass::{Gap, Reading, Uplink},
+        bypass::{Gap, Incomparable, Reading, Uplink},
         identity::{self, Labels},
         ledger::Owner,
     },
@@ -50,6 +50,8 @@ enum Unwatched {
     Shared,
     /// A container of it has no meter.
     Unmetered,
+    /// What it receives comes in past its interface, so nobody knows what its kernel answers to.
+    Past,
 }
 
 /// What a unit's interfaces are.
@@ -103,6 +105,7 @@ impl Unwatched {
                 "no interface of the node leads to it alone (macvlan, ipvlan, SR-IOV, a nested namespace)"
             }
             Self::Shared => "it shares its network with others",
+            Self::Past => "what it receives does not come by its interface (eBPF host routing)",
             Self::Unmetered => "not all of its containers have a meter",
         }
     }
@@ -118,6 +121,11 @@ impl Unit {
     fn new(labels: Labels, since: u64) -> Self {
         let state = State::Not(Unwatched::New);
         Self { labels, since, state, bytes: None, attached: BTreeMap::new(), meters: HashMap::new() }
+    }
+
+    /// Whether it stays unwatched, for as long as it is there.
+    fn is_past(&self) -> bool {
+        matches!(self.state, State::Not(Unwatched::Past))
     }
 
     /// Leaves a unit unwatched; said once, of a pod.
@@ -220,7 +228,7 @@ impl Bypass {
     fn look(&mut self, root: &std::path::Path, now: u64) {
         self.unmetered.retain(|_, since| now.saturating_sub(*since) < UNMETERED);
         for key in self.unmetered.keys() {
-            if let Some(unit) = self.units.get_mut(key) {
+            if let Some(unit) = self.units.get_mut(key).filter(|unit| !unit.is_past()) {
                 unit.leave(Unwatched::Unmetered);
             }
         }
@@ -247,7 +255,7 @@ impl Bypass {
         let (node, links) = uplinks.links()?;
         let mut places = BTreeMap::new();
         for (key, unit) in &mut self.units {
-            if self.unmetered.contains_key(key) || unit.attached.is_empty() {
+            if self.unmetered.contains_key(key) || unit.attached.is_empty() || unit.is_past() {
                 continue;
             }
             let is_there = |(index, name): &(i32, String)| links.iter().any(|l| l.index == *index && l.name == *name);
@@ -324,7 +332,14 @@ impl Unit {
             *gap = Some(Gap::new(&reading));
             return None;
         };
-        let bytes = gap.take(&reading).filter(|bytes| *bytes > 0)?;
+        let bytes = match gap.take(&reading) {
+            Ok(0) | Err(Incomparable::Another) => return None,
+            Ok(bytes) => bytes,
+            Err(Incomparable::Past) => {
+                self.leave(Unwatched::Past);
+                return None;
+            }
+        };
         *self.bytes.get_or_insert(0) += bytes;
         Some(bytes)
     }
