@@ -91,6 +91,8 @@ pub struct Options {
     pub config: PathBuf,
     /// It was asked for, so it must be there.
     pub config_asked: bool,
+    /// A process whose network namespace is the node's.
+    pub node_process: u32,
     /// Show the programs' diagnostics.
     pub log_kernel: bool,
 }
@@ -172,6 +174,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         keeper,
         roster,
         remembered,
+        node_process: options.node_process,
     };
     let mut guard = Guard::new(parts, &config)?;
     settle_in(&mut guard, &mut pods).await?;

@@ -105,6 +105,7 @@ fn details(policy: &Policy, config: &Config) -> String {
         ("egress.rate", egress.rate.map(|limit| limit.to_string())),
         ("egress.quota", egress.quota.map(|limit| limit.to_string())),
         ("egress.baseline", egress.baseline.map(|limit| limit.to_string())),
+        ("egress.bypass", egress.bypass.map(|limit| format!("{limit}; no containment holds it"))),
         ("ingress", ingress.map(|limit| format!("{limit}; alert only"))),
     ];
     let limits: Vec<(&str, String)> = limits.into_iter().filter_map(|(key, limit)| Some((key, limit?))).collect();
@@ -173,6 +174,7 @@ policies, of which the first that matches a container holds:
      egress.rate       50MiB/s with a burst of 500MiB
      egress.quota      20GiB in any 1h
      egress.baseline   100 times its normal but never under 1MiB/s, learnt for 1h
+     egress.bypass     1MiB/s with a burst of 10MiB; no containment holds it
      ingress           200MiB/s with a burst of 2000MiB; alert only
      onBreach.contain  throttle to 1MiB/s for 10m
      onBreach.evict    not in mode contain: evict after 30s, with 10s to end

@@ -72,6 +72,9 @@ pub(crate) struct Run {
     /// The node's name in Kubernetes, and in alerts [default: the host's]
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub(crate) node_name: Option<String>,
+    /// A process whose network is the node's, where the other ends of the pods' interfaces are
+    #[arg(long, env = "EGRESS_GUARD_NODE_PROCESS", value_name = "PID", default_value_t = 1)]
+    pub(crate) node_process: u32,
     /// Format of the log on stderr
     #[arg(long, env = "EGRESS_GUARD_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,

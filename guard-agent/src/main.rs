@@ -32,7 +32,7 @@ use tracing_subscriber::EnvFilter;
 
 use cli::{
     Audit, Bpffs, CheckConfig, Cleanup, Cli, Command, Destinations, List, LogFormat, Output, Record, Release, Resume,
-    Simulate, Switch,
+    Run, Simulate, Switch,
 };
 
 /// How long the agent may take to end once it is asked to.
@@ -57,28 +57,7 @@ fn try_main() -> Result<()> {
     };
     let cli = Cli::from_arg_matches(&matches)?;
     match cli.command {
-        Command::Run(run) => {
-            start_log(run.log_format, run.log_kernel);
-            let options = agent::Options {
-                config: run.config,
-                config_asked: asked("config"),
-                state_dir: run.state_dir,
-                orchestrator: run.orchestrator.unwrap_or_else(Orchestrator::here),
-                identity: orchestrator::identity(run.node_name.filter(|name| !name.is_empty())),
-                cgroup_root: run.cgroup_root,
-                pods_root: run.pods_root,
-                bpffs: run.bpffs.bpffs,
-                listen: run.listen,
-                socket: run.socket.socket,
-                log_kernel: run.log_kernel,
-            };
-            // The meters have this thread, whoever asks has the worker.
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-            let socket = options.socket.clone();
-            let result = runtime.block_on(async { agent::run(options, stop_signal(socket)?).await });
-            runtime.shutdown_timeout(GOODBYE);
-            result
-        }
+        Command::Run(run) => work(run, asked("config")),
         Command::CheckConfig(CheckConfig { file, pod, container, labels }) => {
             let config = config::read(&file, true)?;
             let asked = pod.is_some() || container.is_some();
@@ -151,6 +130,30 @@ fn try_main() -> Result<()> {
             Ok(())
         }
     }
+}
+
+fn work(run: Run, config_asked: bool) -> Result<()> {
+    start_log(run.log_format, run.log_kernel);
+    let options = agent::Options {
+        config: run.config,
+        config_asked,
+        state_dir: run.state_dir,
+        orchestrator: run.orchestrator.unwrap_or_else(Orchestrator::here),
+        identity: orchestrator::identity(run.node_name.filter(|name| !name.is_empty())),
+        cgroup_root: run.cgroup_root,
+        pods_root: run.pods_root,
+        bpffs: run.bpffs.bpffs,
+        listen: run.listen,
+        socket: run.socket.socket,
+        node_process: run.node_process,
+        log_kernel: run.log_kernel,
+    };
+    // The meters have this thread, whoever asks has the worker.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let socket = options.socket.clone();
+    let result = runtime.block_on(async { agent::run(options, stop_signal(socket)?).await });
+    runtime.shutdown_timeout(GOODBYE);
+    result
 }
 
 fn replay(Simulate { trace, config: file, mode, json }: Simulate) -> Result<()> {

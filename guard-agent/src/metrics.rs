@@ -198,7 +198,7 @@ mod tests {
         ]);
         let series = vec![(labels, totals())];
         let snapshot =
-            Snapshot { at: 1, series, node: totals(), unattributed, meters: 14, programs, containers: vec![] };
+            Snapshot { at: 1, series, node: totals(), unattributed, meters: 14, programs, ..Snapshot::default() };
         let text = text(snapshot);
         let container = "container=\"a\\\"b\",namespace=\"\",pod=\"uid\"";
         for line in [

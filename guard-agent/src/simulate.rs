@@ -156,12 +156,15 @@ fn breaches(report: &Report) -> Table {
     table
 }
 
+/// The limits that a trace can say something of: it knows no interfaces, so nothing of what bypasses the meters.
+const LIMITS: [Limit; 4] = [Limit::Rate, Limit::Quota, Limit::Baseline, Limit::Ingress];
+
 /// What came of a policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Sum {
     containers: usize,
-    /// By [`Limit`].
-    breaches: [usize; 4],
+    /// By [`LIMITS`].
+    breaches: [usize; LIMITS.len()],
     contained: usize,
     evicted: usize,
     declined: usize,
@@ -183,7 +186,9 @@ fn sums<'a>(report: &Report, config: &'a Config) -> Vec<(Option<&'a str>, Sum)> 
     for Breached { policy, breach, deeds, .. } in &report.breaches {
         let Some(place) = place(&sums, Some(policy)) else { continue };
         let sum = &mut sums[place].1;
-        sum.breaches[breach.limit as usize] += 1;
+        if let Some(limit) = LIMITS.iter().position(|limit| *limit == breach.limit) {
+            sum.breaches[limit] += 1;
+        }
         for (_, deed) in deeds {
             match deed {
                 Deed::Contained { .. } => sum.contained += 1,
@@ -198,7 +203,7 @@ fn sums<'a>(report: &Report, config: &'a Config) -> Vec<(Option<&'a str>, Sum)> 
 }
 
 fn policies(report: &Report, config: &Config) -> Table {
-    let limits = Limit::ALL.map(|limit| limit.name().to_uppercase());
+    let limits = LIMITS.map(|limit| limit.name().to_uppercase());
     let [rate, quota, baseline, ingress] = limits.each_ref().map(String::as_str);
     let columns = ["CONTAINERS", rate, quota, baseline, ingress, "CONTAINED", "EVICTED", "DECLINED", "DROPPED"];
     let mut header = ["POLICY"; 10];
@@ -271,6 +276,7 @@ fn refusal(why: &Refusal) -> String {
     match why {
         Refusal::KillSwitch => "killSwitch is true".to_owned(),
         Refusal::Protected(why) => why.to_string(),
+        Refusal::Bypass => "what passes by the meters no containment holds".to_owned(),
         Refusal::NotCured => "its workload is not cured by evictions".to_owned(),
         Refusal::Budget(Refused::Storm) => "too many workloads breach (storm)".to_owned(),
         Refusal::Budget(Refused::Node) => "budgets.node is spent".to_owned(),

@@ -79,6 +79,21 @@ pub struct Snapshot {
     pub meters: usize,
     /// The statistics of the egress and ingress programs, while the kernel keeps them.
     pub programs: Option<[ProgStats; 2]>,
+    /// What passed by the meters, by pod, and by cgroup outside of any.
+    pub bypass: Vec<Bypassed>,
+}
+
+/// What passed by a pod's meters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bypassed {
+    /// The pod's; of a cgroup outside of any its path, as `container`.
+    pub labels: Labels,
+    /// Its interface is compared with its meters.
+    pub watched: bool,
+    /// Some container of it is there.
+    pub is_there: bool,
+    /// Bytes since this agent began. `None`: it was never watched.
+    pub bytes: Option<u64>,
 }
 
 impl Snapshot {
@@ -116,7 +131,14 @@ impl Snapshot {
             unattributed: ledger.unattributed(),
             meters,
             programs,
+            bypass: Vec::new(),
         }
+    }
+
+    /// The same, with what passed by the meters.
+    #[must_use]
+    pub fn with(self, bypass: Vec<Bypassed>) -> Self {
+        Self { bypass, ..self }
     }
 }
 

@@ -18,11 +18,13 @@ pub enum Limit {
     Baseline = 2,
     /// `ingress.rate` and `ingress.burst`: never acted on.
     Ingress = 3,
+    /// `egress.bypass`: of what a pod's interface sent and no meter saw. No containment can hold it.
+    Bypass = 4,
 }
 
 impl Limit {
     /// All limits, in the order of their index.
-    pub const ALL: [Self; 4] = [Self::Rate, Self::Quota, Self::Baseline, Self::Ingress];
+    pub const ALL: [Self; 5] = [Self::Rate, Self::Quota, Self::Baseline, Self::Ingress, Self::Bypass];
 
     /// The name in metrics, logs and alerts.
     #[must_use]
@@ -32,6 +34,7 @@ impl Limit {
             Self::Quota => "quota",
             Self::Baseline => "baseline",
             Self::Ingress => "ingress",
+            Self::Bypass => "bypass",
         }
     }
 }

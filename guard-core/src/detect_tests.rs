@@ -16,7 +16,7 @@ fn policy(count: Count, quota: Option<u64>, baseline: bool) -> Arc<Policy> {
         name: "test".into(),
         matcher: Matcher::default(),
         count,
-        egress: EgressLimits { rate: None, quota, baseline: baseline.then_some(limit) },
+        egress: EgressLimits { rate: None, quota, baseline: baseline.then_some(limit), bypass: None },
         ingress: None,
         on_breach: OnBreach::default(),
     })

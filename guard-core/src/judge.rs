@@ -15,6 +15,7 @@ pub use self::{
 };
 use crate::{
     breach::{Breach, ContainerId, Limit},
+    bucket::Bucket,
     budget::{self, Budgets},
     detect::{Detector, Moved},
     inventory::Pod,
@@ -25,6 +26,7 @@ use crate::{
 };
 
 mod attempts;
+mod bypass;
 mod decide;
 mod holds;
 mod saved;
@@ -51,6 +53,8 @@ pub struct Judge {
     relapses: Relapses,
     attempts: Attempts,
     containers: BTreeMap<ContainerId, Known>,
+    /// Of containers whose pods have passed by the meters.
+    bypass: BTreeMap<ContainerId, Bucket>,
     /// How many containers each pod has; of what is in no pod, each workload.
     pods: BTreeMap<Arc<str>, usize>,
     holds: Holds,
@@ -76,6 +80,7 @@ impl Judge {
             relapses: Relapses::default(),
             attempts: Attempts::default(),
             containers: BTreeMap::new(),
+            bypass: BTreeMap::new(),
             pods: BTreeMap::new(),
             holds: Holds::default(),
             kept: BTreeMap::new(),
@@ -151,6 +156,7 @@ impl Judge {
         }
         self.attempts.gone(id);
         self.holds_no_more(id);
+        self.bypass.remove(&id);
         self.detector.gone(id);
         self.watch.gone(now, id).into_iter().map(Effect::Closed).collect()
     }
@@ -223,7 +229,7 @@ impl Judge {
         let allowed = policy.and_then(|policy| match limit {
             Limit::Rate => policy.egress.rate,
             Limit::Ingress => policy.ingress,
-            Limit::Quota | Limit::Baseline => None,
+            Limit::Quota | Limit::Baseline | Limit::Bypass => None,
         });
         let Some(RateLimit { rate, .. }) = allowed else { return vec![] };
         let over = Over { figure, allowed: rate.bytes_per_second() as f64 };

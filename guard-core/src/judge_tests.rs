@@ -13,6 +13,8 @@ use crate::{
     watch::{CLEAR, Closed, Closing},
 };
 
+#[path = "judge/bypass_tests.rs"]
+mod bypass;
 #[path = "judge/pod_tests.rs"]
 mod pods;
 #[path = "judge/restart_tests.rs"]
@@ -143,6 +145,7 @@ fn a_bucket_that_is_empty_is_a_breach_of_what_the_policy_limits() {
         ("a", A, Limit::Ingress, vec![opened(Limit::Ingress, 2e6)]),
         ("a", A, Limit::Quota, vec![]),
         ("a", A, Limit::Baseline, vec![]),
+        ("a", A, Limit::Bypass, vec![]),
         ("a", B, Limit::Rate, vec![]),
         ("in", A, Limit::Rate, vec![]),
         ("in", A, Limit::Ingress, vec![opened(Limit::Ingress, 2e6)]),

@@ -325,6 +325,12 @@ impl Ledger {
         })
     }
 
+    /// All owners, those that are gone among them, with what each counted up to the last sample.
+    pub fn counted(&self) -> impl Iterator<Item = (&Owner, Totals)> {
+        let all = self.records.iter().enumerate().skip(1);
+        all.filter_map(|(index, record)| Some((record.owner.as_ref()?, self.own_of(index))))
+    }
+
     /// What the slot's owner counted between the last two samples.
     pub fn moved(&self, slot: Slot) -> Totals {
         self.moved[slot.0 as usize]

@@ -8,6 +8,7 @@ pub mod baseline;
 pub mod breach;
 pub mod bucket;
 pub mod budget;
+pub mod bypass;
 pub mod config;
 pub mod detect;
 pub mod event;

@@ -36,7 +36,7 @@ fn resolve_in(namespace: &str, pod: &str, annotations: &[(&str, &str)]) -> Resol
 fn limits(annotations: &[(&str, &str)]) -> [String; 4] {
     let resolved = resolve_in("batch-1", "full", annotations);
     assert_eq!(resolved.bad, [], "{annotations:?}");
-    let EgressLimits { rate, quota, baseline } = resolved.policy.expect("a policy").egress.clone();
+    let EgressLimits { rate, quota, baseline, bypass: _ } = resolved.policy.expect("a policy").egress.clone();
     let RateLimit { rate, burst } = rate.expect("a rate");
     let (quota, baseline) = (quota.expect("a quota"), baseline.expect("a baseline"));
     [rate.to_string(), burst.to_string(), quota.to_string(), baseline.factor.to_string()]

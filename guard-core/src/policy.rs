@@ -102,6 +102,8 @@ pub struct EgressLimits {
     pub quota: Option<Quota>,
     /// Checked with every sample.
     pub baseline: Option<BaselineLimit>,
+    /// Of what its pod's interface sends and no meter sees; checked with every sample.
+    pub bypass: Option<RateLimit>,
 }
 
 /// A token bucket: `burst + rate * t` bytes may pass in any time `t`.

@@ -276,9 +276,12 @@ impl World<'_> {
     fn contain(&self, container: &Container, verdict: &mut Verdict) {
         let policy = container.policy.as_ref().and_then(|policy| policy.on_breach.contain);
         let Some(Contain { how, length }) = policy.filter(|_| self.mode >= Mode::Contain) else { return };
-        let first = container.breaches(self.watch).map(|open| open.breach).min_by_key(|breach| breach.since);
+        let open = container.breaches(self.watch).map(|open| open.breach);
+        let first = open.min_by_key(|breach| (!breach.limit.can_be_held(), breach.since));
         let Some(reason) = first.filter(|_| container.contained.is_none()) else { return };
-        if self.kill_switch {
+        if !reason.limit.can_be_held() {
+            verdict.declined.push(Declined { what: Mode::Contain, reason, why: Refusal::Bypass });
+        } else if self.kill_switch {
             verdict.declined.push(Declined { what: Mode::Contain, reason, why: Refusal::KillSwitch });
         } else {
             let until = self.now.saturating_add(nanos(length));

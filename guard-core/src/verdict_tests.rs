@@ -56,6 +56,7 @@ impl Node {
                 rate: Some(rate),
                 quota: Some(Quota { bytes: rate.burst, per: Duration::from_hours(1) }),
                 baseline: Some(BaselineLimit { factor: 1.0, floor: rate.rate, learn: Duration::from_hours(1) }),
+                bypass: Some(rate),
             },
             ingress: Some(rate),
             on_breach: OnBreach { contain: Some(CONTAIN), evict: Some(EVICT) },

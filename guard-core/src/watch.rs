@@ -131,6 +131,12 @@ impl Limit {
     pub const fn is_egress(self) -> bool {
         !matches!(self, Self::Ingress)
     }
+
+    /// Whether a containment holds what it is about: what passes by the meters it cannot.
+    #[must_use]
+    pub const fn can_be_held(self) -> bool {
+        self.is_egress() && !matches!(self, Self::Bypass)
+    }
 }
 
 impl Policy {
@@ -142,6 +148,7 @@ impl Policy {
             Limit::Quota => self.egress.quota.is_some(),
             Limit::Baseline => self.egress.baseline.is_some(),
             Limit::Ingress => self.ingress.is_some(),
+            Limit::Bypass => self.egress.bypass.is_some(),
         }
     }
 }
@@ -182,13 +189,13 @@ impl Watch {
         self.close(now, Closing::Gone, |open| open.breach.container == container)
     }
 
-    /// A container's containment ended, or lapsed: its breaches of egress have had theirs. Those that the operator's
+    /// A container's containment ended, or lapsed: its breaches of what that holds have had theirs. Those that the operator's
     /// release (`released`: when) took out of it stay open, for as long as there are signs of them; so all do when it
     /// is that release that ended it.
     pub fn let_go(&mut self, now: u64, container: ContainerId, released: Option<u64>) -> Vec<Closed> {
         self.close(now, Closing::LetGo, |Open { breach, .. }| {
             let excused = released.is_some_and(|at| breach.since <= at);
-            breach.container == container && breach.limit.is_egress() && !excused
+            breach.container == container && breach.limit.can_be_held() && !excused
         })
     }
 
@@ -199,7 +206,7 @@ impl Watch {
 
     /// A container's open breaches, in the order of their limits.
     pub fn of(&self, container: ContainerId) -> impl Iterator<Item = &Open> {
-        self.open.range((container, Limit::Rate)..=(container, Limit::Ingress)).map(|(_, open)| open)
+        self.open.range((container, Limit::Rate)..=(container, Limit::Bypass)).map(|(_, open)| open)
     }
 
     /// All open breaches, in the order of their containers.

@@ -50,6 +50,8 @@ fn values_take_effect() -> Result<()> {
     let digest = format!("sha256:{}", "0".repeat(64));
     let by_digest = agent(&["image.repository=r.example/eg", &format!("image.digest={digest}")])?;
     assert_eq!(by_digest["containers"][0]["image"], format!("r.example/eg@{digest}"));
+    assert_eq!(agent(&["hardened=true"])?["hostPID"], true);
+    assert_eq!(agent(&["hostPID=false"])?["hostPID"], Value::Null);
     assert_eq!(agent(&["image.tag=v9"])?["containers"][0]["image"], "egress-guard:v9");
     let agent = agent(&["extraEnv[0].name=RUST_LOG,extraEnv[0].value=debug,imagePullSecrets[0].name=pull"])?;
     let environment = agent["containers"][0]["env"].as_array().expect("an environment");

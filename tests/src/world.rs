@@ -56,6 +56,19 @@ impl World {
         Ok(Self { agent, setup, pods, wires })
     }
 
+    /// As [`Self::prepared`], and the agent takes the world outside for the node's network: there are the other ends of the
+    /// containers' interfaces.
+    pub fn uplinked(prepare: impl FnOnce(&Pods, &mut Setup) -> Result<()>) -> Result<(Self, Traffic)> {
+        require_root()?;
+        let (wires, pods) = (Wires::new()?, Pods::new()?);
+        let node = Traffic::shell(&wires.world, None, "echo listening; exec sleep 600")?;
+        let mut setup = Setup::new(&pods, "")?;
+        setup.set("--node-process", node.pid().to_string());
+        prepare(&pods, &mut setup)?;
+        let agent = Some(setup.start()?);
+        Ok((Self { agent, setup, pods, wires }, node))
+    }
+
     /// The running agent.
     ///
     /// # Panics

@@ -1,16 +1,20 @@
 //! The `hardened` manifest leaves the agent what it needs: its capabilities and no others, no way to new ones, and nothing
 //! to write to but its own folders and bpffs.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use guard_tests::{
     agent::Setup,
+    eventually,
     limits::{BLOCK, BREACHED, CONTAINED, config, flows, metric, sender, wait_for},
     pods::Pods,
+    process::Traffic,
     require_root,
     world::World,
 };
+
+const WATCHED: &str = "egress_guard_bypass_watched";
 
 /// The capabilities that the manifest adds after it has dropped all, as setpriv(1) writes them.
 fn capabilities() -> Result<Vec<String>> {
@@ -74,7 +78,30 @@ fn its_capabilities_are_all_that_the_agent_needs() -> Result<()> {
     ensure!(metric(&world, BREACHED, &container)? == 1, "the breach is forgotten: {}", world.agent().log()?);
     let _sending = sender(&world, &container, 1_000_000)?;
     world.agent().verb(&["release", container.label()])?;
-    flows(&world, 500_000, 2_000_000, std::time::Duration::from_secs(2))?;
+    flows(&world, 500_000, 2_000_000, Duration::from_secs(2))?;
+    Ok(())
+}
+
+/// It sees the node's processes, as the manifests have it (`hostPID`), and may trace none of them.
+#[test]
+fn what_bypasses_the_meters_is_seen_with_its_capabilities() -> Result<()> {
+    let capabilities = capabilities()?;
+    let (world, _node) = World::uplinked(|_, setup| {
+        setup
+            .configure("sample: {interval: 100ms}\npolicies: [{name: raw, match: {}, egress: {bypass: 100KB/s}}]\n")?;
+        confine(setup, &capabilities)
+    })?;
+    let container = world.container(1, 1)?;
+    let _idle = Traffic::shell(&world.wires.node, Some(&container), "exec sleep 600")?;
+    eventually("it is watched", Duration::from_secs(20), || {
+        let watched = world.agent().scrape()?.0.into_iter().find(|(series, _)| series.starts_with(WATCHED));
+        ensure!(watched.as_ref().is_some_and(|(_, value)| *value > 0.0), "{watched:?}: {}", world.agent().log()?);
+        Ok(())
+    })?;
+    let send = "frame-send --device node0 --size 1000 --rate 2000000 --seconds 60";
+    let _sender = Traffic::start(&world.wires.node, Some(&container), send)?;
+    wait_for(&world, BREACHED, &container, 1)?;
+    ensure!(world.agent().breaches()?[0]["limit"] == "bypass", "{:?}", world.agent().breaches()?);
     Ok(())
 }
 

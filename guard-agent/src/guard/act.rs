@@ -89,7 +89,7 @@ impl Guard {
         let slot = self.slot_of(container)?;
         let owner = self.owner(container)?;
         // What the meter did by itself is done already; what the agent is about to do is told when it is.
-        let held_by_meter = limit.is_egress() && self.kernel.controls.report(slot).contained.is_some();
+        let held_by_meter = limit.can_be_held() && self.kernel.controls.report(slot).contained.is_some();
         let contained = self.judge.contained_now(container).filter(|_| held_by_meter);
         Some(Report {
             state: State::Open,
@@ -256,6 +256,10 @@ impl Guard {
 
     /// The destinations that got most of what a limit is about; for a limit of ingress, the sources.
     fn top(&mut self, id: ContainerId, limit: Limit) -> Vec<Destination> {
+        if limit == Limit::Bypass {
+            // Nobody has seen where.
+            return vec![];
+        }
         let external_only = limit.is_egress() && self.judge.orders(id).count == Count::External;
         let ingress = !limit.is_egress();
         let all = self.evidence();

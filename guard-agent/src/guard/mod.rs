@@ -1,6 +1,7 @@
 //! The one task that changes anything in the kernel: it gives cgroups their meters, reads them and takes them back.
 
 mod act;
+mod bypass;
 pub mod commands;
 mod enforce;
 mod evictions;
@@ -44,6 +45,7 @@ use crate::{
 };
 
 use self::{
+    bypass::Bypass,
     enforce::Seen,
     hammer::Hammer,
     keep::{Keeper, Remembered},
@@ -125,6 +127,7 @@ pub struct Guard {
     /// What is known of pods. `None`: nobody tells.
     roster: Option<Roster>,
     new_names: NewNames,
+    bypass: Bypass,
 }
 
 /// What the guard works with.
@@ -152,6 +155,8 @@ pub struct Parts {
     pub roster: Option<Roster>,
     /// What was in it.
     pub remembered: Option<Remembered>,
+    /// A process in the node's network namespace.
+    pub node_process: u32,
 }
 
 impl Guard {
@@ -169,6 +174,7 @@ impl Guard {
             keeper,
             roster,
             remembered,
+            node_process,
         } = parts;
         let Means { only_pods, nothing } = hammer.means();
         let means = Means { only_pods, nothing: nothing.or_else(|| protected.clone()) };
@@ -200,6 +206,7 @@ impl Guard {
             keeper,
             roster,
             new_names: NewNames::default(),
+            bypass: Bypass::new(node_process),
         };
         guard.judge.wall_clock(clock::wall_ahead());
         if let Some(remembered) = remembered {

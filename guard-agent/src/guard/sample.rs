@@ -21,6 +21,7 @@ impl Guard {
     pub fn sample(&mut self) -> Result<(), MeterError> {
         let timer = self.metrics.sample_seconds.start_timer();
         let before = self.ledger.sampled_at();
+        let interfaces = self.bypass.read();
         let raw = self.kernel.read(0, self.ledger.in_use())?;
         let now = clock::boottime();
         if self.ledger.sample(&raw, now) {
@@ -28,6 +29,7 @@ impl Guard {
         }
         let expired = self.ledger.expire(now);
         self.write(&expired)?;
+        self.compare(interfaces.as_ref(), before, now);
         self.decide(now, now.saturating_sub(before));
         self.keep_names(now);
         let lost = self.kernel.events_lost()?;
@@ -43,7 +45,7 @@ impl Guard {
             contained: self.judge.contained_now(ContainerId(id)).is_some(),
         };
         let pod = |owner: &Owner| self.roster.as_ref()?.pod(&owner.identity.pod_uid).map(Arc::clone);
-        let snapshot = Snapshot::of(&self.ledger, self.meters.len(), programs, standing, pod);
+        let snapshot = Snapshot::of(&self.ledger, self.meters.len(), programs, standing, pod).with(self.bypassed());
         self.snapshots.send_replace(Arc::new(snapshot));
         timer.observe_duration();
         Ok(())

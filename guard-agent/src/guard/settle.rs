@@ -30,6 +30,8 @@ impl Guard {
         let Some(cgroup_id) = self.meters.get(&slot).map(|meter| meter.cgroup_id) else { return Ok(()) };
         self.farewell(cgroup_id);
         let Some(meter) = self.meters.get_mut(&slot) else { return Ok(()) };
+        // It may go on to send.
+        self.bypass.unmetered(&meter.path);
         match mem::replace(&mut meter.state, State::Closing(clock::boottime())) {
             State::Attached(links) | State::Draining(links, _) => self.kernel.detach(slot, &links)?,
             State::Closing(since) => meter.state = State::Closing(since),

@@ -176,8 +176,9 @@ impl Guard {
         Ok(())
     }
 
-    fn attach_failed(&self, path: &str, error: impl Into<anyhow::Error>) {
+    fn attach_failed(&mut self, path: &str, error: impl Into<anyhow::Error>) {
         self.metrics.attach_failures.inc();
+        self.bypass.unmetered(path);
         let error = error.into();
         error!(
             cgroup = path,
@@ -192,6 +193,7 @@ impl Guard {
     }
 
     fn refuse(&mut self, cgroup_id: u64, path: String) {
+        self.bypass.unmetered(&path);
         if self.refused.is_empty() {
             warn!(
                 cgroup = path,

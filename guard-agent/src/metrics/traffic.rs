@@ -41,6 +41,7 @@ impl Collector for Traffic {
         }
         families.extend(containers(&snapshot));
         families.extend(standings(&snapshot));
+        families.extend(bypass(&snapshot));
         families.extend(node(&snapshot));
         families.extend(programs(&snapshot));
         families.push(family(
@@ -112,6 +113,33 @@ fn standings(snapshot: &Snapshot) -> [MetricFamily; 3] {
             "Wire bytes that the container's containment did not let go.",
             MetricType::COUNTER,
             dropped.collect(),
+        ),
+    ]
+}
+
+fn bypass(snapshot: &Snapshot) -> [MetricFamily; 2] {
+    // A pod that is gone and its successor of the same name are one series.
+    let (mut bytes, mut watched) = (BTreeMap::<&Labels, u64>::new(), BTreeMap::<&Labels, bool>::new());
+    for unit in &snapshot.bypass {
+        if let Some(more) = unit.bytes {
+            *bytes.entry(&unit.labels).or_default() += more;
+        }
+        if unit.is_there {
+            *watched.entry(&unit.labels).or_insert(true) &= unit.watched;
+        }
+    }
+    [
+        family(
+            "egress_guard_bypass_bytes_total",
+            "Bytes on the pod's interface that no meter saw and ordinary traffic cannot have been.",
+            MetricType::COUNTER,
+            bytes.into_iter().map(|(labels, bytes)| counter(&pairs(labels), bytes as f64)).collect(),
+        ),
+        family(
+            "egress_guard_bypass_watched",
+            "1 while the pod's interface is compared with its meters.",
+            MetricType::GAUGE,
+            watched.into_iter().map(|(labels, is)| gauge(&pairs(labels), f64::from(u8::from(is)))).collect(),
         ),
     ]
 }

@@ -2,12 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::{Sum, sums, time};
+use super::{LIMITS, Sum, sums, time};
 use crate::{
     breaches::Held,
     config::Config,
     core::{
-        breach::Limit,
         budget::Alarm,
         identity::Labels,
         policy::Containment,
@@ -73,7 +72,7 @@ fn container(container: &Container) -> Value {
 fn policy(name: Option<&str>, sum: &Sum) -> Value {
     let Sum { containers, breaches, contained, evicted, declined, dropped } = sum;
     let breaches: serde_json::Map<String, Value> =
-        Limit::ALL.iter().zip(breaches).map(|(limit, count)| (limit.name().to_owned(), (*count).into())).collect();
+        LIMITS.iter().zip(breaches).map(|(limit, count)| (limit.name().to_owned(), (*count).into())).collect();
     json!({
         "policy": name,
         "containers": containers,

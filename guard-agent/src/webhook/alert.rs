@@ -42,6 +42,7 @@ impl Alert {
         let (name, severity) = match report.limit {
             Limit::Rate | Limit::Quota | Limit::Baseline => ("EgressLimitExceeded", "critical"),
             Limit::Ingress => ("IngressLimitExceeded", "warning"),
+            Limit::Bypass => ("EgressBypassed", "critical"),
         };
         let mut alert = Self::new(name, severity, node, &summary(report), report.opened.0);
         let names = &report.labels;
@@ -79,6 +80,15 @@ impl Alert {
 
 /// What happened, in one sentence.
 pub(crate) fn summary(report: &Report) -> String {
+    if report.limit == Limit::Bypass {
+        return format!(
+            "{} is in a pod that sends past every meter (AF_PACKET, which takes CAP_NET_RAW): {}/s, and {}/s is allowed. No \
+             containment holds that; an eviction ends it",
+            report.labels,
+            bytes(report.figure),
+            bytes(report.allowed)
+        );
+    }
     let per = if report.limit == Limit::Quota { "" } else { "/s" };
     format!(
         "{} crossed its {} limit: {}{per}, and {}{per} is allowed",

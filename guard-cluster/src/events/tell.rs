@@ -104,8 +104,9 @@ impl Key {
 
 impl What {
     /// All reasons.
-    pub(super) const REASONS: [&'static str; 9] = [
+    pub(super) const REASONS: [&'static str; 10] = [
         "EgressLimitExceeded",
+        "EgressBypassed",
         "IngressLimitExceeded",
         "EgressContained",
         "EgressReleased",
@@ -120,8 +121,9 @@ impl What {
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
-            Self::LimitExceeded { limit: Limit::Rate | Limit::Quota | Limit::Baseline, .. } => "EgressLimitExceeded",
             Self::LimitExceeded { limit: Limit::Ingress, .. } => "IngressLimitExceeded",
+            Self::LimitExceeded { limit: Limit::Bypass, .. } => "EgressBypassed",
+            Self::LimitExceeded { limit: Limit::Rate | Limit::Quota | Limit::Baseline, .. } => "EgressLimitExceeded",
             Self::Contained { .. } => "EgressContained",
             Self::Released { .. } => "EgressReleased",
             Self::Evicted { .. } => "EgressEvicted",

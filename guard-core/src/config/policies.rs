@@ -40,6 +40,8 @@ struct EgressText {
     quota: Option<Quota>,
     #[serde(default, deserialize_with = "some")]
     baseline: Option<BaselineLimit>,
+    #[serde(default, deserialize_with = "some")]
+    bypass: Option<Rate>,
 }
 
 #[derive(Deserialize)]
@@ -81,11 +83,12 @@ impl<'de> Deserialize<'de> for Policy {
 
 impl<'de> Deserialize<'de> for EgressLimits {
     fn deserialize<D: Deserializer<'de>>(yaml: D) -> Result<Self, D::Error> {
-        let EgressText { rate, burst, quota, baseline } = EgressText::deserialize(yaml)?;
+        let EgressText { rate, burst, quota, baseline, bypass } = EgressText::deserialize(yaml)?;
         if rate.is_none() && burst.is_some() {
             return Err(D::Error::custom("burst is of no use without rate: add rate, or remove burst"));
         }
-        Ok(Self { rate: rate.map(|rate| bucket(rate, burst)), quota, baseline })
+        let bypass = bypass.map(|rate| bucket(rate, None));
+        Ok(Self { rate: rate.map(|rate| bucket(rate, burst)), quota, baseline, bypass })
     }
 }
 

@@ -41,6 +41,7 @@ fn the_example_is_read_to_the_last_key() {
         rate: Some(RateLimit { rate: rate(50 << 20), burst: size(500 << 20) }),
         quota: Some(Quota { bytes: size(20 << 30), per: Duration::from_hours(1) }),
         baseline: Some(BaselineLimit { factor: 100.0, floor: rate(1 << 20), learn }),
+        bypass: Some(RateLimit { rate: rate(1 << 20), burst: size(10 << 20) }),
     };
     let actions = OnBreach {
         contain: Some(Contain { how: Containment::Throttle(rate(1 << 20)), length: Duration::from_mins(10) }),

@@ -11,6 +11,8 @@ pub enum Refusal {
     KillSwitch,
     /// It must not be evicted.
     Protected(Protection),
+    /// A containment cannot hold it.
+    Bypass,
     /// Evictions do not cure its workload.
     NotCured,
     /// There have been enough evictions, or there is a storm.
@@ -44,6 +46,7 @@ impl Refusal {
             Self::Protected(Protection::NoPod) => "no_pod",
             Self::Protected(Protection::UnknownPod) => "unknown_pod",
             Self::Protected(Protection::Pod(why)) => why.name(),
+            Self::Bypass => "bypass",
             Self::NotCured => "not_cured",
             Self::Budget(Refused::Storm) => "storm",
             Self::Budget(Refused::Node) => "node_budget",
@@ -58,6 +61,10 @@ impl fmt::Display for Refusal {
         match self {
             Self::KillSwitch => f.write_str("the kill switch is engaged"),
             Self::Protected(why) => why.fmt(f),
+            Self::Bypass => f.write_str(
+                "what passes by the meters no containment holds: an eviction ends it, and a pod without CAP_NET_RAW cannot \
+                 do it",
+            ),
             Self::NotCured => f.write_str(
                 "its workload was evicted more than once and breaches again, so a fresh start does not cure it",
             ),

@@ -138,6 +138,7 @@ impl Witness {
             Refusal::Budget(Refused::Storm) => self.weather.is_storm(),
             Refusal::Budget(Refused::Node) => self.is_node_spent(node, cell),
             Refusal::Budget(Refused::Workload) => self.is_workload_spent(node, cell),
+            Refusal::Bypass => reason.limit == Limit::Bypass,
         };
         self.declined.insert((cell.id, *what));
         self.just_declined.push((cell.id, reason.limit, *what, why.name()));

@@ -94,6 +94,7 @@ pub(crate) fn policy(index: usize, bits: u16) -> Arc<Policy> {
             rate: (!bit(bits, 0)).then_some(BUCKET),
             quota: (!bit(bits, 1)).then_some(QUOTA),
             baseline: (!bit(bits, 2)).then_some(BASELINE),
+            bypass: None,
         },
         ingress: (!bit(bits, 3)).then_some(BUCKET),
         on_breach: OnBreach {

@@ -11,6 +11,9 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
+#[path = "traffic/frames.rs"]
+mod frames;
+
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -35,6 +38,8 @@ enum Command {
     TcpSend(TcpSend),
     /// Receives streams; closes each after `--bytes`
     TcpSink(TcpSink),
+    /// Sends frames through `AF_PACKET`, past the IP stack
+    FrameSend(frames::FrameSend),
 }
 
 #[derive(Args)]
@@ -165,6 +170,7 @@ fn main() -> Result<()> {
         Command::UdpSink(Bind { bind }) => udp_serve(bind, false),
         Command::TcpSend(send) => tcp_send(&Arc::new(send)),
         Command::TcpSink(sink) => tcp_sink(&sink),
+        Command::FrameSend(send) => frames::send(&send),
     }
 }
 

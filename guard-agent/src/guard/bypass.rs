@@ -1,0 +1,384 @@
+//! What pods send past their meters: their interfaces, as the node sees them, against what is metered.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    sync::Arc,
+};
+
+use guard_common::Totals;
+use tracing::{debug, info, warn};
+
+use super::Guard;
+use crate::{
+    clock,
+    core::{
+        breach::ContainerId,
+        bypass::{Gap, Incomparable, Reading, Uplink},
+        identity::{self, Labels},
+        ledger::Owner,
+    },
+    node::uplinks::{Link, Netns, Place, Uplinks},
+    snapshot::Bypassed,
+};
+
+/// The time between two looks at who has which interface, in nanoseconds.
+const LOOK: u64 = 10_000_000_000;
+/// The same while somebody is new.
+const LOOK_NEW: u64 = 500_000_000;
+/// How long somebody is new, in nanoseconds.
+const NEW: u64 = 30_000_000_000;
+/// How long a container without a meter keeps its pod from being watched, in nanoseconds: longer than from one attempt to meter
+/// it to the next.
+const UNMETERED: u64 = 40_000_000_000;
+
+/// A pod, by its UID; what is in no pod, by its cgroup's path.
+type Key = Arc<str>;
+
+/// Why a pod's interface is not compared with its meters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Unwatched {
+    /// Nobody has looked at it yet, or it has no process.
+    New,
+    /// The agent cannot see the pods' processes.
+    Unseen,
+    /// It has the node's network.
+    HostNetwork,
+    /// No interface of the node leads to it.
+    NoUplink,
+    /// It shares its interface with others.
+    Shared,
+    /// A container of it has no meter.
+    Unmetered,
+    /// What it receives comes in past its interface, so nobody knows what its kernel answers to.
+    Past,
+}
+
+/// What a unit's interfaces are.
+#[derive(Debug)]
+enum State {
+    Not(Unwatched),
+    Watched { netns: Netns, links: Vec<(i32, String)>, gap: Option<Gap> },
+}
+
+/// What shares an interface: a pod, or a cgroup outside of any.
+#[derive(Debug)]
+struct Unit {
+    labels: Labels,
+    /// When it appeared.
+    since: u64,
+    state: State,
+    /// What was told, in bytes; `None`: it was never watched.
+    bytes: Option<u64>,
+    /// The cgroups that are there, by id, with their paths.
+    attached: BTreeMap<u64, String>,
+    /// What each of its meters said at the last reading, and whether its owner was gone.
+    meters: HashMap<u64, (Totals, bool)>,
+}
+
+/// What is known of the pods' interfaces.
+#[derive(Debug)]
+pub(super) struct Bypass {
+    uplinks: Option<Uplinks>,
+    units: BTreeMap<Key, Unit>,
+    looked: u64,
+    /// Since when units are known to have containers without a meter.
+    unmetered: HashMap<Key, u64>,
+    /// What was said of all of them.
+    said: BTreeSet<String>,
+}
+
+/// The interfaces, read before the meters.
+#[derive(Debug)]
+pub(super) struct Interfaces {
+    before: u64,
+    counted: HashMap<String, Uplink>,
+}
+
+impl Unwatched {
+    const fn said(self) -> &'static str {
+        match self {
+            Self::New => "it has no process yet",
+            Self::Unseen => "the agent does not see its processes",
+            Self::HostNetwork => "it has the node's network",
+            Self::NoUplink => {
+                "no interface of the node leads to it alone (macvlan, ipvlan, SR-IOV, a nested namespace)"
+            }
+            Self::Shared => "it shares its network with others",
+            Self::Past => "what it receives does not come by its interface (eBPF host routing)",
+            Self::Unmetered => "not all of its containers have a meter",
+        }
+    }
+}
+
+impl State {
+    fn is_new(&self) -> bool {
+        matches!(self, Self::Not(Unwatched::New))
+    }
+}
+
+impl Unit {
+    fn new(labels: Labels, since: u64) -> Self {
+        let state = State::Not(Unwatched::New);
+        Self { labels, since, state, bytes: None, attached: BTreeMap::new(), meters: HashMap::new() }
+    }
+
+    /// Whether it stays unwatched, for as long as it is there.
+    fn is_past(&self) -> bool {
+        matches!(self.state, State::Not(Unwatched::Past))
+    }
+
+    /// Leaves a unit unwatched; said once, of a pod.
+    fn leave(&mut self, why: Unwatched) {
+        if matches!(&self.state, State::Not(before) if *before == why) {
+            return;
+        }
+        let of = &self.labels;
+        match why {
+            Unwatched::New | Unwatched::Unseen => {}
+            _ if of.pod.is_empty() => debug!(%of, "what passes by its meter is not watched: {}", why.said()),
+            _ => info!(%of, "what passes by its meters is not watched: {}", why.said()),
+        }
+        self.state = State::Not(why);
+    }
+
+    /// What its meters moved by since the last reading. `None`: some of that is lost.
+    fn moved(&mut self, now: &HashMap<u64, (Totals, bool)>) -> Option<Totals> {
+        // The slot of one that is gone goes to another some time; before that all of it was read.
+        let lost = self.meters.iter().any(|(id, (_, gone))| !gone && !now.contains_key(id));
+        let since = |(id, (totals, _)): (&u64, &(Totals, bool))| match self.meters.get(id) {
+            Some((before, _)) => *totals - *before,
+            None => *totals,
+        };
+        let moved = now.iter().map(since).fold(Totals::default(), |a, b| a + b);
+        self.meters.clone_from(now);
+        (!lost).then_some(moved)
+    }
+}
+
+impl Bypass {
+    /// `node`: a process in the node's network namespace.
+    pub(super) fn new(node: u32) -> Self {
+        let uplinks =
+            Uplinks::open(node).inspect_err(|error| warn!("bypass is not watched: no netlink socket: {error}"));
+        let (units, unmetered) = (BTreeMap::new(), HashMap::new());
+        Self { uplinks: uplinks.ok(), units, looked: 0, unmetered, said: BTreeSet::new() }
+    }
+
+    fn say(&mut self, text: String) {
+        if !self.said.contains(&text) {
+            warn!("what passes by the meters (AF_PACKET) is not watched: {text}");
+            self.said.insert(text);
+        }
+    }
+
+    /// Reads the interfaces: to be done before the meters are read.
+    pub(super) fn read(&mut self) -> Option<Interfaces> {
+        let before = clock::boottime();
+        // Nobody to compare with: a node may have thousands of interfaces.
+        let is_watched = self.units.values().any(|unit| matches!(unit.state, State::Watched { .. }));
+        let uplinks = self.uplinks.as_ref().filter(|_| is_watched)?;
+        match uplinks.read() {
+            Ok(counted) => Some(Interfaces { before, counted }),
+            Err(error) => {
+                self.say(format!("the node's interfaces cannot be read: {error}"));
+                None
+            }
+        }
+    }
+
+    /// A container has no meter: what it sends is not told from what bypasses.
+    pub(super) fn unmetered(&mut self, path: &str) {
+        let key = identity::container(path).map_or_else(|| path.into(), |identity| identity.pod_uid.into());
+        self.unmetered.insert(key, clock::boottime());
+    }
+
+    /// Takes over who there is. Returns what the meters of each say.
+    fn know<'a>(
+        &mut self,
+        now: u64,
+        all: impl Iterator<Item = (&'a Owner, Totals)>,
+    ) -> BTreeMap<Key, HashMap<u64, (Totals, bool)>> {
+        let mut meters: BTreeMap<Key, HashMap<u64, (Totals, bool)>> = BTreeMap::new();
+        self.units.values_mut().for_each(|unit| unit.attached.clear());
+        for (owner, totals) in all {
+            let key = if owner.extra { owner.path.as_str() } else { owner.identity.pod_uid.as_str() };
+            let gone = owner.gone.is_some();
+            if !meters.contains_key(key) {
+                meters.insert(key.into(), HashMap::new());
+            }
+            if let Some(of) = meters.get_mut(key) {
+                of.insert(owner.cgroup_id, (totals, gone));
+            }
+            if !self.units.contains_key(key) {
+                self.units.insert(key.into(), Unit::new(labels(owner), now));
+            }
+            if let Some(unit) = self.units.get_mut(key).filter(|_| !gone) {
+                if (&unit.labels.namespace, &unit.labels.pod) != (&owner.labels.namespace, &owner.labels.pod) {
+                    unit.labels = labels(owner);
+                }
+                unit.attached.insert(owner.cgroup_id, owner.path.clone());
+            }
+        }
+        self.units.retain(|key, _| meters.contains_key(key));
+        meters
+    }
+
+    /// Finds out who has which interface, if it is time.
+    fn look(&mut self, root: &std::path::Path, now: u64) {
+        self.unmetered.retain(|_, since| now.saturating_sub(*since) < UNMETERED);
+        for key in self.unmetered.keys() {
+            if let Some(unit) = self.units.get_mut(key).filter(|unit| !unit.is_past()) {
+                unit.leave(Unwatched::Unmetered);
+            }
+        }
+        let since = now.saturating_sub(self.looked);
+        let is_new = |unit: &Unit| {
+            let is_young = now.saturating_sub(unit.since) < NEW;
+            is_young && unit.state.is_new() && !unit.attached.is_empty()
+        };
+        let is_new = self.units.values().any(is_new);
+        if self.uplinks.is_none() || since < LOOK_NEW || (since < LOOK && !is_new) {
+            return;
+        }
+        self.looked = now;
+        if let Err(error) = self.find(root) {
+            self.say(format!(
+                "the node's interfaces cannot be listed: {error}. It takes CAP_NET_ADMIN, and the node's process ids (hostPID: \
+                 true in a pod)"
+            ));
+        }
+    }
+
+    fn find(&mut self, root: &std::path::Path) -> io::Result<()> {
+        let Some(uplinks) = &mut self.uplinks else { return Ok(()) };
+        let (node, links) = uplinks.links()?;
+        let mut places = BTreeMap::new();
+        for (key, unit) in &mut self.units {
+            if self.unmetered.contains_key(key) || unit.attached.is_empty() || unit.is_past() {
+                continue;
+            }
+            let is_there = |(index, name): &(i32, String)| links.iter().any(|l| l.index == *index && l.name == *name);
+            let place = match &unit.state {
+                // Whose an interface is stays so for as long as it is there, wherever its processes go.
+                State::Watched { netns, links, .. } if links.iter().all(is_there) => Place::In(*netns),
+                _ => {
+                    // The oldest first: in a pod that is the sandbox.
+                    let mut place = Place::Nowhere;
+                    for path in unit.attached.values() {
+                        place = uplinks.place(node, &root.join(path))?;
+                        if place != Place::Nowhere {
+                            break;
+                        }
+                    }
+                    place
+                }
+            };
+            places.insert(Arc::clone(key), place);
+        }
+        if !places.is_empty() && places.values().all(|place| matches!(place, Place::Unseen)) {
+            self.say("the agent does not see the containers' processes: set hostPID: true in its pod".to_owned());
+        }
+        for (key, place) in &places {
+            let others = places.values().filter(|other| matches!(place, Place::In(_)) && *other == place).count();
+            if let Some(unit) = self.units.get_mut(key) {
+                unit.settle(*place, others > 1, &links);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Unit {
+    /// Its place is known now.
+    fn settle(&mut self, place: Place, shared: bool, links: &[Link]) {
+        match place {
+            Place::Nowhere => self.leave(Unwatched::New),
+            Place::Unseen => self.leave(Unwatched::Unseen),
+            Place::Node => self.leave(Unwatched::HostNetwork),
+            Place::Apart => self.leave(Unwatched::NoUplink),
+            Place::In(_) if shared => self.leave(Unwatched::Shared),
+            Place::In(_) if matches!(self.state, State::Watched { .. }) => {}
+            Place::In(netns) => {
+                let own = links.iter().filter(|link| link.peer == netns);
+                let links: Vec<_> = own.map(|link| (link.index, link.name.clone())).collect();
+                if links.is_empty() {
+                    self.leave(Unwatched::NoUplink);
+                } else {
+                    debug!(of = %self.labels, ?links, "what passes by its meters is watched");
+                    self.state = State::Watched { netns, links, gap: None };
+                    self.bytes.get_or_insert(0);
+                }
+            }
+        }
+    }
+
+    /// Compares. `Some`: so many bytes have passed by.
+    fn take(&mut self, read: &Interfaces, at: u64, now: &HashMap<u64, (Totals, bool)>) -> Option<u64> {
+        let moved = self.moved(now);
+        let State::Watched { links, gap, .. } = &mut self.state else { return None };
+        let mut uplink = Uplink::default();
+        for (_, name) in links {
+            let Some(counted) = read.counted.get(name) else {
+                // It ends, or its interface has another name now.
+                self.state = State::Not(Unwatched::New);
+                return None;
+            };
+            uplink += *counted;
+        }
+        let skew = at.saturating_sub(read.before);
+        let reading = Reading { at, skew, uplink, moved: moved.unwrap_or_default() };
+        let Some(gap) = gap.as_mut().filter(|_| moved.is_some()) else {
+            *gap = Some(Gap::new(&reading));
+            return None;
+        };
+        let bytes = match gap.take(&reading) {
+            Ok(0) | Err(Incomparable::Another) => return None,
+            Ok(bytes) => bytes,
+            Err(Incomparable::Past) => {
+                self.leave(Unwatched::Past);
+                return None;
+            }
+        };
+        *self.bytes.get_or_insert(0) += bytes;
+        Some(bytes)
+    }
+}
+
+fn labels(owner: &Owner) -> Labels {
+    let Labels { namespace, pod, container } = owner.labels.clone();
+    Labels { namespace, pod, container: if owner.extra { container } else { String::new() } }
+}
+
+impl Guard {
+    /// Compares the interfaces with what the meters have just said, and decides. `before`: when they were compared last.
+    pub(super) fn compare(&mut self, read: Option<&Interfaces>, before: u64, now: u64) {
+        let meters = self.bypass.know(now, self.ledger.counted());
+        let mut found: Vec<(u64, Vec<ContainerId>)> = Vec::new();
+        if let Some(read) = read {
+            for (key, meters) in &meters {
+                let Some(unit) = self.bypass.units.get_mut(key) else { continue };
+                if let Some(bytes) = unit.take(read, now, meters) {
+                    found.push((bytes, unit.attached.keys().copied().map(ContainerId).collect()));
+                }
+            }
+        }
+        for (bytes, containers) in found {
+            let effects = self.judge.bypassed(before, now, &containers, bytes);
+            self.carry_out(effects);
+        }
+        let root = self.watched.root.clone();
+        self.bypass.look(&root, now);
+    }
+
+    /// What passed by the meters of each unit.
+    pub(super) fn bypassed(&self) -> Vec<Bypassed> {
+        let told = self.bypass.units.values().map(|unit| Bypassed {
+            labels: unit.labels.clone(),
+            watched: matches!(unit.state, State::Watched { .. }),
+            is_there: !unit.attached.is_empty(),
+            bytes: unit.bytes,
+        });
+        told.collect()
+    }
+}

@@ -1,0 +1,248 @@
+//! The few requests of rtnetlink that tell whose an interface is (`rtnetlink(7)`, `include/uapi/linux/rtnetlink.h`,
+//! `if_link.h`, `net_namespace.h`). Three kinds of messages are no reason for a library with all of them.
+
+use std::{io, os::fd::OwnedFd, time::Duration};
+
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
+    sockopt::{Timeout, set_socket_timeout},
+};
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const RTM_NEWLINK: u16 = 16;
+const RTM_GETLINK: u16 = 18;
+const RTM_NEWNSID: u16 = 88;
+const RTM_GETNSID: u16 = 90;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+
+const IFLA_IFNAME: u16 = 3;
+const IFLA_EXT_MASK: u16 = 29;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_TARGET_NETNSID: u16 = 46;
+const NETNSA_NSID: u16 = 1;
+const NETNSA_PID: u16 = 2;
+
+/// Without statistics: adding them up over all CPUs is most of a link's cost.
+const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+/// The kernel is to choose an id.
+const ANY_ID: i32 = -1;
+
+/// Bytes of a message's header.
+const HEADER: usize = 16;
+/// Bytes of `struct ifinfomsg`.
+const IFINFO: usize = 16;
+/// More than the kernel puts into one answer (32 KiB).
+const ANSWER: usize = 64 << 10;
+/// The kernel answers at once.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A network namespace by the number that this process's own has for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Netns(i32);
+
+/// An interface of which the other end is in another network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its index; no other interface of its namespace gets the same again.
+    pub index: i32,
+    /// Its name.
+    pub name: String,
+    /// Where the other end is.
+    pub peer: Netns,
+}
+
+/// A socket of rtnetlink.
+#[derive(Debug)]
+pub(super) struct Netlink {
+    socket: OwnedFd,
+    sequence: u32,
+}
+
+impl Netlink {
+    pub(super) fn open() -> io::Result<Self> {
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// The network namespace of a process. `None`: it has no number yet. Takes no right to trace the process; `ESRCH` if there is
+    /// none.
+    pub(super) fn netns(&mut self, pid: u32) -> io::Result<Option<Netns>> {
+        let mut id = None;
+        self.ask(RTM_GETNSID, 0, &attribute(&[0; 4], NETNSA_PID, pid.to_ne_bytes()), |kind, body| {
+            if kind == RTM_NEWNSID {
+                id = attributes(body, 4).find(|(kind, _)| *kind == NETNSA_NSID).and_then(|(_, value)| number(value));
+            }
+        })?;
+        Ok(id.filter(|id| *id >= 0).map(Netns))
+    }
+
+    /// The same, and gives it a number if it has none. Takes `CAP_NET_ADMIN`.
+    pub(super) fn number(&mut self, pid: u32) -> io::Result<Option<Netns>> {
+        if let Some(netns) = self.netns(pid)? {
+            return Ok(Some(netns));
+        }
+        let request = attribute(&[0; 4], NETNSA_PID, pid.to_ne_bytes());
+        self.ask(RTM_NEWNSID, NLM_F_ACK, &attribute(&request, NETNSA_NSID, ANY_ID.to_ne_bytes()), |_, _| {})?;
+        self.netns(pid)
+    }
+
+    /// The interfaces of a namespace whose other ends are in others. Takes `CAP_NET_ADMIN` there (kernel 4.20).
+    pub(super) fn links(&mut self, of: Netns) -> io::Result<Vec<Link>> {
+        let mut links = Vec::new();
+        let request = attribute(&[0; IFINFO], IFLA_TARGET_NETNSID, of.0.to_ne_bytes());
+        let request = attribute(&request, IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
+        self.ask(RTM_GETLINK, NLM_F_DUMP, &request, |kind, body| {
+            links.extend(Some(body).filter(|_| kind == RTM_NEWLINK).and_then(link));
+        })?;
+        Ok(links)
+    }
+
+    /// Sends a request and takes what is answered, message by message.
+    fn ask(&mut self, kind: u16, flags: u16, body: &[u8], mut take: impl FnMut(u16, &[u8])) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut message = Vec::with_capacity(HEADER + body.len());
+        message.extend(((HEADER + body.len()) as u32).to_ne_bytes());
+        message.extend(kind.to_ne_bytes());
+        message.extend((flags | NLM_F_REQUEST).to_ne_bytes());
+        message.extend(self.sequence.to_ne_bytes());
+        message.extend([0; 4]);
+        message.extend(body);
+        send(&self.socket, &message, SendFlags::empty())?;
+        let mut answer = vec![0; ANSWER];
+        loop {
+            let (_, length) = recv(&self.socket, answer.as_mut_slice(), RecvFlags::TRUNC)?;
+            let mut rest = answer.get(..length).ok_or_else(|| io::Error::other("an answer of netlink is too long"))?;
+            while let Some((kind, sequence, body, next)) = message_of(rest) {
+                rest = next;
+                // What is left of a request that was given up is not for this one.
+                if sequence != self.sequence {
+                    continue;
+                }
+                match kind {
+                    NLMSG_DONE => return Ok(()),
+                    NLMSG_ERROR => {
+                        return match body.get(..4).and_then(number) {
+                            Some(0) => Ok(()),
+                            Some(error) => Err(io::Error::from_raw_os_error(error.saturating_neg())),
+                            None => Err(io::Error::other("an answer of netlink is cut off")),
+                        };
+                    }
+                    kind => take(kind, body),
+                }
+                if flags & (NLM_F_DUMP | NLM_F_ACK) == 0 {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// Kind, sequence number and body of the first message, and what comes after it.
+fn message_of(bytes: &[u8]) -> Option<(u16, u32, &[u8], &[u8])> {
+    let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
+    let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
+    let sequence = u32::from_ne_bytes(*bytes.get(8..)?.first_chunk()?);
+    let body = bytes.get(HEADER..length)?;
+    Some((kind, sequence, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+/// The attributes behind a header of so many bytes: kind and value of each.
+fn attributes(body: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = body.get(header..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
+        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?);
+        let value = rest.get(4..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        // The upper bits are flags.
+        Some((kind & 0x3fff, value))
+    })
+}
+
+fn number(value: &[u8]) -> Option<i32> {
+    value.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes))
+}
+
+/// A request with one more attribute, of four bytes.
+fn attribute(request: &[u8], kind: u16, value: [u8; 4]) -> Vec<u8> {
+    let mut request = request.to_vec();
+    request.extend(8_u16.to_ne_bytes());
+    request.extend(kind.to_ne_bytes());
+    request.extend(value);
+    request
+}
+
+/// `None`: its other end, if it has one, is in the same namespace.
+fn link(body: &[u8]) -> Option<Link> {
+    let index = number(body.get(4..)?)?;
+    let (mut name, mut peer) = (None, None);
+    for (kind, value) in attributes(body, IFINFO) {
+        match kind {
+            IFLA_IFNAME => name = str::from_utf8(value).ok().map(|name| name.trim_end_matches('\0').to_owned()),
+            IFLA_LINK_NETNSID => peer = number(value).filter(|id| *id >= 0).map(Netns),
+            _ => {}
+        }
+    }
+    Some(Link { index, name: name?, peer: peer? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u16, body: &[u8]) -> Vec<u8> {
+        let mut message = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.extend([0; 2]);
+        message.extend(7_u32.to_ne_bytes());
+        message.extend([0; 4]);
+        message.extend(body);
+        message
+    }
+
+    #[test]
+    fn a_link_is_read_whatever_else_is_said_of_it() {
+        let mut body = vec![0; IFINFO];
+        body[4..8].copy_from_slice(&12_i32.to_ne_bytes());
+        body.extend(9_u16.to_ne_bytes());
+        body.extend(IFLA_IFNAME.to_ne_bytes());
+        body.extend(b"veth\0\0\0\0");
+        let alone = body.clone();
+        let body = attribute(&body, 0x8000 | 0x3d, [0; 4]);
+        let body = attribute(&body, IFLA_LINK_NETNSID, 3_i32.to_ne_bytes());
+        assert_eq!(link(&body), Some(Link { index: 12, name: "veth".into(), peer: Netns(3) }));
+        assert_eq!(link(&alone), None, "it has no other end");
+        let unknown = attribute(&alone, IFLA_LINK_NETNSID, (-1_i32).to_ne_bytes());
+        assert_eq!(link(&unknown), None, "nobody knows where its other end is");
+    }
+
+    #[test]
+    fn no_cut_is_read_beyond() {
+        let whole = attribute(&attribute(&[0; IFINFO], IFLA_IFNAME, *b"eth0"), IFLA_LINK_NETNSID, [1, 0, 0, 0]);
+        let whole = [message(RTM_NEWLINK, &whole), message(NLMSG_DONE, &[0; 4])].concat();
+        for end in 0..whole.len() {
+            let mut rest = &whole[..end];
+            while let Some((_, sequence, body, next)) = message_of(rest) {
+                assert_eq!(sequence, 7);
+                let _link = link(body);
+                rest = next;
+            }
+        }
+        // A length of nothing is no message, and no endless loop.
+        assert_eq!(message_of(&[0; 64]), None);
+        assert_eq!(attributes(&[0; 64], 0).count(), 0);
+    }
+
+    #[test]
+    fn a_process_has_a_network_namespace_and_one_that_is_not_there_has_none() {
+        let mut netlink = Netlink::open().expect("a socket");
+        let error = netlink.netns(u32::MAX >> 1).expect_err("there is no such process");
+        assert_eq!(error.raw_os_error(), Some(libc::ESRCH), "{error}");
+        let own = netlink.netns(std::process::id()).expect("an answer");
+        assert_eq!(netlink.netns(std::process::id()).expect("an answer"), own);
+    }
+}

@@ -1,0 +1,164 @@
+//! What left by a pod's interface past every meter, such as frames sent through `AF_PACKET`.
+//!
+//! An interface and the meters are never read at the same instant, they count differently, and the kernel sends a little by
+//! itself. So what is told is a lower bound: nothing is told that ordinary traffic could have been. Left out are
+//!
+//! - what the interface received and no meter saw, with the headers that coalescing (GRO) hides, and what came between the
+//!   two readings: the kernel answers it without a socket (echo replies, resets, the last ACK of a connection) or forwards
+//!   it, and never with more;
+//! - [`NOISE`], and one part in [`SHARE`] of what the meters counted;
+//! - what the meters counted and the interface did not: the headers of segments that are cut later, and what was lost
+//!   before it came to the interface. It is forgiven as it comes in, and not saved up: [`SLACK`] and what may have been
+//!   sent between the two readings, no more.
+//!
+//! So `told >= bypass - received unmetered - headers - lost - metered / SHARE - NOISE * t - SLACK - sent between the readings`,
+//! and `told <= bypass`.
+
+use guard_common::{Class, Tally, Totals};
+
+/// An Ethernet header: an interface counts it, a meter does not. A VLAN's tag lies beside the frame on a veth.
+const ETHERNET: u64 = 14;
+
+/// The longest headers of a segment: IPv6's, TCP's, and timestamps. Of a super-packet an interface counts them once.
+const HEADERS: u64 = 72;
+
+/// What the kernel sends by itself, in bytes per second: ARP and neighbour discovery above all.
+pub const NOISE: u64 = 1 << 10;
+
+/// One part in so many of what the meters counted: they may miss fragments' headers, 48 in 1,500 bytes at the most.
+pub const SHARE: u64 = 32;
+
+/// Bytes that are forgiven at any time.
+pub const SLACK: u64 = 64 << 10;
+
+/// No container sends more than this, in bytes per nanosecond: 100 Gbit/s.
+const FASTEST: u64 = 12;
+
+/// What an interface has counted in one direction, from the Ethernet header on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frames {
+    /// Bytes.
+    pub bytes: u64,
+    /// Frames; a super-packet is one.
+    pub packets: u64,
+}
+
+/// What a pod's interface has counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Uplink {
+    /// Sent by the pod.
+    pub sent: Frames,
+    /// Received by it.
+    pub received: Frames,
+}
+
+/// An interface and the meters behind it, read one after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    /// `CLOCK_BOOTTIME` nanoseconds after the meters were read.
+    pub at: u64,
+    /// Nanoseconds from before the interface was read until then. It is read first: what is sent in between is in the
+    /// meters alone.
+    pub skew: u64,
+    /// What the interface says.
+    pub uplink: Uplink,
+    /// What all meters behind it counted since the reading before.
+    pub moved: Totals,
+}
+
+/// The running difference between a pod's interface and its meters.
+#[derive(Clone, Debug)]
+pub struct Gap {
+    at: u64,
+    uplink: Uplink,
+    /// What the interface sent more than can be explained. Below zero: what is forgiven yet.
+    balance: i128,
+    /// What the interface received since the beginning, and at least as much of what the meters did is to be in it.
+    received: u128,
+    taken: u128,
+}
+
+/// Why an interface and its meters cannot be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Incomparable {
+    /// The interface counts less than before, so it is another one. The comparison has begun anew.
+    Another,
+    /// The meters saw more come in than the interface: something hands it over past the interface (`bpf_redirect_peer`), and
+    /// so may what the kernel answers by itself have been.
+    Past,
+}
+
+impl std::ops::AddAssign for Frames {
+    fn add_assign(&mut self, other: Self) {
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.packets = self.packets.saturating_add(other.packets);
+    }
+}
+
+impl std::ops::AddAssign for Uplink {
+    fn add_assign(&mut self, other: Self) {
+        self.sent += other.sent;
+        self.received += other.received;
+    }
+}
+
+impl Frames {
+    fn since(self, before: Self) -> Option<Self> {
+        let bytes = self.bytes.checked_sub(before.bytes)?;
+        Some(Self { bytes, packets: self.packets.checked_sub(before.packets)? })
+    }
+}
+
+fn bytes(tally: &Tally) -> u64 {
+    tally.bytes[Class::Cluster as usize].saturating_add(tally.bytes[Class::External as usize])
+}
+
+impl Gap {
+    /// Begins: what was before is nobody's.
+    #[must_use]
+    pub fn new(first: &Reading) -> Self {
+        let Reading { at, skew, uplink, moved: _ } = *first;
+        let balance = -i128::from(SLACK.saturating_add(between(skew, u64::MAX)));
+        Self { at, uplink, balance, received: 0, taken: 0 }
+    }
+
+    /// Takes the next reading; returns how many bytes bypassed the meters, as far as that is certain now.
+    pub fn take(&mut self, reading: &Reading) -> Result<u64, Incomparable> {
+        let Reading { at, skew, uplink, moved } = *reading;
+        let sent = uplink.sent.since(self.uplink.sent);
+        let Some((sent, received)) = sent.zip(uplink.received.since(self.uplink.received)) else {
+            *self = Self::new(reading);
+            return Err(Incomparable::Another);
+        };
+        let (metered, taken) = (bytes(&moved.egress), bytes(&moved.ingress));
+        // In whole bytes: rounded up, so that many short times leave no less out than a long one.
+        let noise = (u128::from(at.saturating_sub(self.at)) * u128::from(NOISE)).div_ceil(1_000_000_000);
+        let packets = moved.ingress.packets.iter().fold(0, |sum: u64, &packets| sum.saturating_add(packets));
+        let hidden = u128::from(packets) * u128::from(HEADERS);
+        let unmetered = (u128::from(received.bytes) + hidden).saturating_sub(u128::from(taken));
+        let frames = u128::from(sent.packets) * u128::from(ETHERNET);
+        let explained = u128::from(metered) + u128::from(metered.div_ceil(SHARE)) + unmetered + noise + frames;
+        let signed = |bytes: u128| i128::try_from(bytes).unwrap_or(i128::MAX);
+        let balance = self.balance.saturating_add(i128::from(sent.bytes)).saturating_sub(signed(explained));
+        let least = -i128::from(SLACK.saturating_add(between(skew, metered)));
+        // What was received between the readings may still be missing from what explains an answer.
+        let most = i128::from(between(skew, taken));
+        let told = balance.saturating_sub(most).max(0);
+        (self.at, self.uplink, self.balance) = (at, uplink, balance.clamp(least, most));
+        self.received = self.received.saturating_add(u128::from(received.bytes) + hidden);
+        self.taken = self.taken.saturating_add(u128::from(taken));
+        if self.taken > self.received.saturating_add(u128::from(SLACK.saturating_add(between(skew, taken)))) {
+            return Err(Incomparable::Past);
+        }
+        Ok(u64::try_from(told).unwrap_or(u64::MAX))
+    }
+}
+
+/// How much may have moved between two readings, of what moved since the reading before.
+fn between(skew: u64, moved: u64) -> u64 {
+    moved.min(skew.saturating_mul(FASTEST))
+}
+
+#[cfg(test)]
+#[path = "bypass_tests.rs"]
+mod tests;
