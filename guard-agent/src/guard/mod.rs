@@ -7,6 +7,7 @@ mod evictions;
 mod fleet;
 pub mod hammer;
 pub mod keep;
+mod mend;
 mod names;
 mod orders;
 mod restore;

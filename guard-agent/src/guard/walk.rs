@@ -94,7 +94,7 @@ impl Guard {
             self.reconcile(&found.path, None)?;
         }
         self.forget_refused();
-        Ok(())
+        self.mend()
     }
 
     /// Makes the meter of one path what the tree says. `made_at`: the instant of its mkdir, if that is the reason.
@@ -176,7 +176,7 @@ impl Guard {
         Ok(())
     }
 
-    fn attach_failed(&self, path: &str, error: impl Into<anyhow::Error>) {
+    pub(super) fn attach_failed(&self, path: &str, error: impl Into<anyhow::Error>) {
         self.metrics.attach_failures.inc();
         let error = error.into();
         error!(
