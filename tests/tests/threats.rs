@@ -221,6 +221,37 @@ fn a_socket_that_outlives_its_container_elsewhere_is_held_to_its_rate() -> Resul
     Ok(())
 }
 
+#[test]
+fn a_flood_of_cgroups_with_names_too_long_for_events_keeps_the_agent_little_busy() -> Result<()> {
+    const FLOOD: usize = 3000;
+    let world = World::new(CONFIG)?;
+    let others = (0..60).map(|n| world.pods.container(10 + n, 1)).collect::<Result<Vec<_>>>()?;
+    let container = world.container(1, 1)?;
+    others.iter().try_for_each(|other| world.agent().wait_for(other))?;
+    let long = container.nested(&"n".repeat(250))?;
+    let before = cpu(world.agent().pid())?;
+    for n in 0..FLOOD {
+        let name = long.path.join(format!("{n:0>250}"));
+        fs::create_dir(&name)?;
+        fs::remove_dir(&name)?;
+    }
+    // Who comes in the middle of it is found all the same.
+    world.container(2, 1)?;
+    let spent = cpu(world.agent().pid())? - before;
+    ensure!(spent < Duration::from_secs(2), "{spent:?} of CPU for {FLOOD} cgroups");
+    Ok(())
+}
+
+/// The CPU time of a process (`/proc/<pid>/schedstat`).
+fn cpu(pid: u32) -> Result<Duration> {
+    let mut nanos = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = fs::read_to_string(task?.path().join("schedstat"))?;
+        nanos += text.split(' ').next().context("no time")?.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanos))
+}
+
 /// Not stopped, and said to be so: who can write to other cgroups is no longer one of the pods.
 #[test]
 fn who_leaves_the_pods_cgroups_is_in_no_figure() -> Result<()> {

@@ -103,6 +103,8 @@ pub struct Guard {
     /// Cgroups that found no slot, by their id.
     refused: HashMap<u64, String>,
     events_lost: u64,
+    /// Events did not say what happened: the tree is to be walked.
+    walk_wanted: bool,
     /// Programs could not be loaded ahead; not tried again before the next walk.
     spare_failed: bool,
     metrics: Arc<Metrics>,
@@ -186,6 +188,7 @@ impl Guard {
             old_nodes: Vec::new(),
             refused: HashMap::new(),
             events_lost: 0,
+            walk_wanted: false,
             spare_failed: false,
             metrics,
             snapshots,
@@ -271,7 +274,8 @@ impl Guard {
             Ok(Event::Crossed(crossing)) => self.on_crossing(crossing),
             Err(error) => {
                 error!("{error}; walking the tree instead");
-                self.walk()
+                self.walk_wanted = true;
+                Ok(())
             }
         }
     }

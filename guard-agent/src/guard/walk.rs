@@ -58,7 +58,11 @@ impl Guard {
     }
 
     pub(super) fn on_change(&mut self, change: CgroupChange) -> Result<(), MeterError> {
-        let Some(path) = change.path else { return self.walk() };
+        let Some(path) = change.path else {
+            // Soon, and once for all of these: any container that may make cgroups can make as many as it likes.
+            self.walk_wanted = true;
+            return Ok(());
+        };
         if self.watched.may_be_pods_root(&path) {
             return self.walk();
         }
@@ -79,9 +83,16 @@ impl Guard {
         }
     }
 
+    /// What is looked at several times a second: the kill switch, and the tree if events could not say what happened.
+    pub fn look(&mut self) -> Result<(), MeterError> {
+        self.look_at_kill_switch();
+        if self.walk_wanted { self.walk() } else { Ok(()) }
+    }
+
     /// As [`Self::walk`], but says if the tree cannot be read.
     pub fn try_walk(&mut self) -> Result<(), GuardError> {
         self.spare_failed = false;
+        self.walk_wanted = false;
         self.find_pods_root()?;
         let found = self.watched.walk(self.pods_root_path())?;
         let there: HashSet<&str> = found.iter().map(|found| found.path.as_str()).collect();
