@@ -10,9 +10,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use guard_agent::kernel::{
-    object::{OBJECT, Options, Parameters, Programs},
-    sys::{self, Hook},
+use guard_agent::{
+    core::ledger::Slot,
+    kernel::{
+        controls::{Controls, Orders},
+        object::{OBJECT, Options, Parameters, Programs},
+        sys::{self, Hook},
+    },
 };
 use guard_tests::{
     eventually, hostile,
@@ -126,6 +130,37 @@ fn limits_that_were_taken_out_of_the_kernel_are_put_back() -> Result<()> {
     wait_for(&world, CONTAINED, &container, 1)?;
     flows(&world, 0, 1000, Duration::from_secs(5))?;
     Ok(())
+}
+
+#[test]
+fn limits_that_were_loosened_in_the_kernel_hold_again_with_the_next_sample() -> Result<()> {
+    const SLOTS: u32 = 1025;
+    let world = World::new(&config("contain", BLOCK))?;
+    let (_sink, container) = (world.sink()?, world.container(1, 1)?);
+    let map = hostile::pinned(&world.setup.bpffs.join("v2/CONTROLS"))?;
+    let controls = Controls::open(map.as_fd(), SLOTS)?;
+    let id = container.cgroup_id()?;
+    let slot = (1..SLOTS).map(Slot).find(|slot| controls.owner(*slot) == id).context("it has no slot")?;
+    controls.order(slot, Orders::default());
+    let _sender = guard_tests::limits::sender(&world, &container, 1_000_000)?;
+    wait_for(&world, CONTAINED, &container, 1)?;
+    flows(&world, 0, 1000, Duration::from_secs(5))?;
+    Ok(())
+}
+
+#[test]
+fn a_kill_switch_that_was_engaged_past_the_agent_is_said() -> Result<()> {
+    let world = World::new(CONFIG)?;
+    let map = hostile::pinned(&world.setup.bpffs.join("kill-switch"))?;
+    let mut engagement = [0; size_of::<guard_common::Engagement>()];
+    engagement[..8].copy_from_slice(&1_769_914_800_000_000_000_u64.to_ne_bytes());
+    sys::array_set(map.as_fd(), 0, &engagement)?;
+    eventually("it is shown", Duration::from_secs(5), || {
+        let engaged = world.agent().scrape()?.get("egress_guard_kill_switch{source=\"operator\"}");
+        ensure!(engaged == Some(1), "{engaged:?}");
+        Ok(())
+    })?;
+    world.agent().hear("the kill switch is engaged", Duration::from_secs(5))
 }
 
 #[test]
