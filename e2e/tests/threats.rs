@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use guard_e2e::{
-    ControlPlane, Installation, Space, control_plane, eventually,
+    Behaviour, ControlPlane, Installation, Space, control_plane, eventually,
     objects::{self, deployment, eviction, merge},
     stage::{SOON, Stage, config},
 };
@@ -81,7 +81,7 @@ fn beyond_every_overlay(space: &Space, pod: &str) -> Vec<(Method, String, Value)
 async fn a_stolen_token_may_do_what_its_overlay_grants_and_no_more() -> Result<()> {
     let plane = ControlPlane::shared().await?;
     let victims = Space::new(&plane.admin().await?).await?;
-    let _kubelet = guard_e2e::Kubelet::start(&victims.client, &victims.name, &["n1"], Default::default()).await?;
+    let _kubelet = guard_e2e::Kubelet::start(&victims.client, &victims.name, &["n1"], Behaviour::default()).await?;
     victims.create::<Deployment>(deployment("web", 2)).await?;
     let pod = victims.ready("web", 2).await?.remove(0).name_any();
     for mode in ["observe", "contain", "evict"] {

@@ -88,6 +88,15 @@ impl Meter {
     }
 }
 
+/// What holds until the next walk of the tree.
+#[derive(Debug, Default)]
+struct UntilWalk {
+    /// Events did not say what happened: it is to be soon.
+    is_wanted: bool,
+    /// Programs could not be loaded ahead; not tried again before.
+    spare_failed: bool,
+}
+
 /// The meters of a node.
 #[derive(Debug)]
 pub struct Guard {
@@ -103,10 +112,7 @@ pub struct Guard {
     /// Cgroups that found no slot, by their id.
     refused: HashMap<u64, String>,
     events_lost: u64,
-    /// Events did not say what happened: the tree is to be walked.
-    walk_wanted: bool,
-    /// Programs could not be loaded ahead; not tried again before the next walk.
-    spare_failed: bool,
+    until_walk: UntilWalk,
     metrics: Arc<Metrics>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     /// What is decided.
@@ -188,8 +194,7 @@ impl Guard {
             old_nodes: Vec::new(),
             refused: HashMap::new(),
             events_lost: 0,
-            walk_wanted: false,
-            spare_failed: false,
+            until_walk: UntilWalk::default(),
             metrics,
             snapshots,
             judge: Judge::new(hammer.settings(config), means),
@@ -274,7 +279,7 @@ impl Guard {
             Ok(Event::Crossed(crossing)) => self.on_crossing(crossing),
             Err(error) => {
                 error!("{error}; walking the tree instead");
-                self.walk_wanted = true;
+                self.until_walk.is_wanted = true;
                 Ok(())
             }
         }

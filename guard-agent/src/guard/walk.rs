@@ -5,7 +5,7 @@ use std::{collections::HashSet, fs::File};
 use guard_common::RECORD_PATH;
 use tracing::{debug, error, info, warn};
 
-use super::{Guard, GuardError, Meter, State};
+use super::{Guard, GuardError, Meter, State, UntilWalk};
 use crate::{
     clock,
     core::{
@@ -60,7 +60,7 @@ impl Guard {
     pub(super) fn on_change(&mut self, change: CgroupChange) -> Result<(), MeterError> {
         let Some(path) = change.path else {
             // Soon, and once for all of these: any container that may make cgroups can make as many as it likes.
-            self.walk_wanted = true;
+            self.until_walk.is_wanted = true;
             return Ok(());
         };
         if self.watched.may_be_pods_root(&path) {
@@ -86,13 +86,12 @@ impl Guard {
     /// What is looked at several times a second: the kill switch, and the tree if events could not say what happened.
     pub fn look(&mut self) -> Result<(), MeterError> {
         self.look_at_kill_switch();
-        if self.walk_wanted { self.walk() } else { Ok(()) }
+        if self.until_walk.is_wanted { self.walk() } else { Ok(()) }
     }
 
     /// As [`Self::walk`], but says if the tree cannot be read.
     pub fn try_walk(&mut self) -> Result<(), GuardError> {
-        self.spare_failed = false;
-        self.walk_wanted = false;
+        self.until_walk = UntilWalk::default();
         self.find_pods_root()?;
         let found = self.watched.walk(self.pods_root_path())?;
         let there: HashSet<&str> = found.iter().map(|found| found.path.as_str()).collect();
@@ -218,7 +217,7 @@ impl Guard {
 
     /// A free slot whose programs are not loaded yet, among the next [`SPARE`].
     pub fn missing_spare(&self) -> Option<Slot> {
-        if self.spare_failed {
+        if self.until_walk.spare_failed {
             return None;
         }
         self.ledger.free_slots().take(SPARE).find(|slot| !self.kernel.is_loaded(*slot))
@@ -228,7 +227,7 @@ impl Guard {
     pub fn load_spare(&mut self, slot: Slot) {
         if let Err(error) = self.kernel.load_programs(slot) {
             // Whoever needs the slot tries again, and says it if that fails.
-            self.spare_failed = true;
+            self.until_walk.spare_failed = true;
             warn!("cannot load programs ahead: {:#}", anyhow::Error::from(error));
         }
     }
