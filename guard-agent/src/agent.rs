@@ -52,7 +52,7 @@ const WALK: Duration = Duration::from_secs(30);
 /// The time between two looks at the meters of removed cgroups.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// The time between two looks at the kill switch. What is contained is let go by the programs themselves, at once.
+/// The time between two looks at the kill switch, and at the tree if events said too little. What is contained is let go by the programs themselves, at once.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The time between two renewals of the containments in force, whatever the interval of samples.
@@ -302,7 +302,7 @@ impl Life {
             tokio::select! {
                 biased;
                 happened = events.next() => happened.into_iter().try_for_each(|event| guard.on_event(event))?,
-                _ = look.tick() => guard.look_at_kill_switch(),
+                _ = look.tick() => guard.look()?,
                 heard = fleet.changed() => self.hear(&heard?)?,
                 _ = renew.tick() => guard.renew(),
                 Some(command) = asked.recv() => guard.command(command),

@@ -151,7 +151,12 @@ fn sum(traffic: PerClass<Traffic>, of: fn(Traffic) -> u64) -> u64 {
 }
 
 fn or_dash(text: &str) -> String {
-    if text.is_empty() { "-".into() } else { text.into() }
+    if text.is_empty() { "-".into() } else { printable(text) }
+}
+
+/// A name as a terminal may show it: whoever may make cgroups may put commands to it into theirs.
+pub(crate) fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// A number of bytes with a unit of 1000s.
@@ -169,6 +174,14 @@ pub(crate) fn bytes(bytes: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_commands_no_terminal() {
+        let container = "user.slice/\u{1b}]0;gone\u{7}\u{1b}[2J.service".to_owned();
+        let listed = table(&[Container { container, ..Container::default() }]).to_string();
+        assert!(!listed.chars().any(|c| c.is_control() && c != '\n'), "{listed:?}");
+        assert!(listed.contains("user.slice/\u{fffd}]0;gone"), "{listed:?}");
+    }
 
     #[test]
     fn bytes_have_a_unit_that_fits() {

@@ -34,6 +34,8 @@ pub struct Metrics {
     pub refused: IntCounter,
     /// Cgroups that could not be attached to.
     pub attach_failures: IntCounter,
+    /// Meters that somebody else had put out of action, and police programs.
+    pub mended: IntCounter,
     /// Cgroup events that found no room in the ring buffer.
     pub events_lost: IntCounter,
     /// Walks of the cgroup tree that could not read it.
@@ -85,6 +87,10 @@ impl Metrics {
                 "egress_guard_attach_failures_total",
                 "Attempts to meter a container that the kernel refused.",
             )?,
+            mended: IntCounter::new(
+                "egress_guard_meters_mended_total",
+                "Meters whose programs somebody else had detached or replaced, and that were put right.",
+            )?,
             events_lost: IntCounter::new(
                 "egress_guard_events_lost_total",
                 "Cgroup events that found no room in the ring buffer; a walk of the tree makes up for them.",
@@ -133,7 +139,7 @@ impl Metrics {
         for action in ["contain", "release", "evict"] {
             metrics.actions.with_label_values(&[action]);
         }
-        let collectors: [Box<dyn Collector>; 16] = [
+        let collectors: [Box<dyn Collector>; 17] = [
             Box::new(metrics.breach_seconds.clone()),
             Box::new(metrics.breaches.clone()),
             Box::new(metrics.actions.clone()),
@@ -147,6 +153,7 @@ impl Metrics {
             Box::new(metrics.sample_seconds.clone()),
             Box::new(metrics.refused.clone()),
             Box::new(metrics.attach_failures.clone()),
+            Box::new(metrics.mended.clone()),
             Box::new(metrics.events_lost.clone()),
             Box::new(metrics.walk_failures.clone()),
             Box::new(Traffic { snapshots, desc: build_info()? }),

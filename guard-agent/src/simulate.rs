@@ -12,7 +12,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use crate::{
     breaches::Time,
-    client::bytes,
+    client::{bytes, printable},
     config::Config,
     core::{
         breach::Limit,
@@ -231,7 +231,8 @@ fn declined(report: &Report) -> BTreeMap<(&'static str, String), usize> {
 
 /// Namespace, pod and container, as far as they are known.
 fn name(Labels { namespace, pod, container }: &Labels) -> String {
-    [namespace, pod, container].into_iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join("/")
+    let parts = [namespace, pod, container].into_iter().filter(|part| !part.is_empty());
+    parts.map(String::as_str).map(printable).collect::<Vec<_>>().join("/")
 }
 
 fn measured(limit: Limit, figure: f64) -> String {

@@ -56,7 +56,28 @@ pub fn pod(pod: &api::Pod) -> Pod {
 pub fn controller(metadata: &ObjectMeta) -> Option<Controller> {
     let mut owners = metadata.owner_references.iter().flatten();
     let OwnerReference { api_version, kind, name, uid, .. } = owners.find(|owner| owner.controller == Some(true))?;
-    Some(Controller { api_version: api_version.clone(), kind: kind.clone(), name: name.clone(), uid: uid.clone() })
+    Some(Controller { api_version: plain(api_version), kind: plain(kind), name: plain(name), uid: uid.clone() })
+}
+
+/// The longest name that an object may have.
+const LONGEST: usize = 253;
+
+/// What whoever writes a pod may choose freely, as it may stand in a log, in an Event and in a path: of owners' names, kinds
+/// and versions the API server asks no more than that they are not empty, of images and claims hardly more.
+fn plain(text: &str) -> String {
+    let fits = |c: &char| c.is_ascii_alphanumeric() || "-._:/@".contains(*c);
+    text.chars().take(LONGEST).map(|c| if fits(&c) { c } else { '_' }).collect()
+}
+
+/// Whether an object of the kinds that are asked for may be called so (RFC 1123, subdomain). What may not is not there, and
+/// would make another request of the path that it stands in.
+pub(crate) fn is_name(text: &str) -> bool {
+    let is_part = |part: &str| {
+        let bytes = part.as_bytes();
+        bytes.iter().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'-')
+            && [bytes.first(), bytes.last()].into_iter().all(|end| end.is_some_and(|byte| *byte != b'-'))
+    };
+    text.len() <= LONGEST && text.split('.').all(is_part)
 }
 
 fn phase(phase: Option<&str>) -> Phase {
@@ -81,7 +102,7 @@ fn volumes(spec: &PodSpec) -> Vec<Volume> {
             return writable.contains(name.as_str()).then(|| Volume::HostPath { name, path: folder.path.clone() });
         }
         if let Some(claim) = &volume.persistent_volume_claim {
-            return Some(Volume::Claim { name, claim: claim.claim_name.clone() });
+            return Some(Volume::Claim { name, claim: plain(&claim.claim_name) });
         }
         // A generic ephemeral volume's claim belongs to the pod and goes with it, wherever it is.
         (volume.empty_dir.is_some() || volume.ephemeral.is_some()).then_some(Volume::EmptyDir { name })
@@ -103,7 +124,7 @@ fn containers(spec: &PodSpec, status: &PodStatus) -> Vec<Container> {
             id: status.and_then(|it| id(it.container_id.as_deref()?)).unwrap_or_default(),
             digest: status.and_then(|it| digest(&it.image_id)).unwrap_or_default(),
             ready: status.is_some_and(|it| it.ready),
-            image: image.unwrap_or_default(),
+            image: image.map(|image| plain(&image)).unwrap_or_default(),
             name,
         }
     });

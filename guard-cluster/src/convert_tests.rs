@@ -167,3 +167,33 @@ fn ids_and_digests() {
         assert_eq!(digest(&text), expected.map(|hash| format!("sha256:{hash}")), "{text}");
     }
 }
+
+#[test]
+fn what_a_pod_says_of_itself_makes_no_other_line_and_no_other_request() {
+    let owner = json!({
+        "apiVersion": "apps/v1", "kind": "Replica\nSet", "name": "../../../api/v1/secrets?\u{1b}[2J", "uid": "o",
+        "controller": true,
+    });
+    let container = json!({"name": "main", "image": format!("web:1\r\nlevel=error{}", "x".repeat(1000))});
+    let claim = json!({"name": "data", "persistentVolumeClaim": {"claimName": "a\"b"}});
+    let pod = converted(json!({
+        "metadata": {"ownerReferences": [owner]}, "spec": {"containers": [container], "volumes": [claim]},
+    }));
+    let Controller { api_version, kind, name, .. } = pod.controller.expect("a controller");
+    assert_eq!((api_version.as_str(), kind.as_str()), ("apps/v1", "Replica_Set"));
+    assert_eq!(name, "../../../api/v1/secrets___2J");
+    let image = &pod.containers[0].image;
+    assert!(image.starts_with("web:1__level_errorxx") && image.len() == LONGEST, "{image}");
+    assert_eq!(pod.volumes, [Volume::Claim { name: "data".into(), claim: "a_b".into() }]);
+}
+
+#[test]
+fn what_objects_may_be_called() {
+    for name in ["web", "web-5f9c", "a.b-1.c", "0", &"a".repeat(LONGEST)] {
+        assert!(is_name(name), "{name}");
+    }
+    for name in ["", ".", "..", "a..b", "-a", "a-", "a/b", "a?b", "a b", "A", "a_b", "\u{e4}", &"a".repeat(LONGEST + 1)]
+    {
+        assert!(!is_name(name), "{name:?}");
+    }
+}

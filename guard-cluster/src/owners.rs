@@ -159,6 +159,8 @@ impl Kind {
     fn of(controller: &Controller) -> Option<Self> {
         let (group, _version) = controller.api_version.split_once('/')?;
         match (group, controller.kind.as_str()) {
+            // Made up: to ask for it would be to ask for something else.
+            _ if !convert::is_name(&controller.name) => None,
             ("apps", "ReplicaSet") => Some(Self::ReplicaSet),
             ("batch", "Job") => Some(Self::Job),
             _ => None,

@@ -156,3 +156,12 @@ async fn what_nobody_needs_any_more_is_not_asked_for() {
     owners.forget([].into_iter());
     assert!(owners.of(&pod(JOB)).is_some(), "it may come again");
 }
+
+#[tokio::test]
+async fn what_no_object_can_be_called_is_not_asked_for() {
+    for name in ["../deployments/web", "web?watch=true", "web#", "we b"] {
+        // No answer is there for a request.
+        let workload = of(["apps/v1", "ReplicaSet", name, "u"], &[]).await;
+        assert_eq!(workload, format!("shop/ReplicaSet/{name}"));
+    }
+}

@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod api;
 pub mod guarded;
+pub mod hostile;
 pub mod leftovers;
 pub mod limits;
 pub mod meter;

@@ -31,6 +31,13 @@ impl Traffic {
         Self::spawn(command, namespace, container, arguments)
     }
 
+    /// Starts the attacker instead of the generator.
+    pub fn attack(namespace: &Namespace, container: Option<&Container>, arguments: &str) -> Result<Self> {
+        let mut command = Command::new(sibling("attacker")?);
+        command.args(arguments.split_whitespace());
+        Self::spawn(command, namespace, container, arguments)
+    }
+
     /// Starts a shell script instead of the generator.
     pub fn shell(namespace: &Namespace, container: Option<&Container>, script: &str) -> Result<Self> {
         let mut command = Command::new("sh");

@@ -14,7 +14,7 @@ use crate::{
 const WHOLE_SYSTEM: &str = "guard-tests";
 
 /// The whole-system tests that compare figures to the byte or measure rates: one at a time, on a quiet machine.
-const EXACT: [&str; 7] = ["bypass", "exact", "lifecycle", "packets", "atomics", "police", "restart"];
+const EXACT: [&str; 8] = ["bypass", "exact", "lifecycle", "packets", "atomics", "police", "restart", "threats"];
 
 /// The others wait most of the time, each for an agent of its own: so many at once.
 const AT_ONCE: &str = "3";

@@ -8,6 +8,7 @@ mod evictions;
 mod fleet;
 pub mod hammer;
 pub mod keep;
+mod mend;
 mod names;
 mod orders;
 mod restore;
@@ -89,6 +90,15 @@ impl Meter {
     }
 }
 
+/// What holds until the next walk of the tree.
+#[derive(Debug, Default)]
+struct UntilWalk {
+    /// Events did not say what happened: it is to be soon.
+    is_wanted: bool,
+    /// Programs could not be loaded ahead; not tried again before.
+    spare_failed: bool,
+}
+
 /// The meters of a node.
 #[derive(Debug)]
 pub struct Guard {
@@ -104,8 +114,7 @@ pub struct Guard {
     /// Cgroups that found no slot, by their id.
     refused: HashMap<u64, String>,
     events_lost: u64,
-    /// Programs could not be loaded ahead; not tried again before the next walk.
-    spare_failed: bool,
+    until_walk: UntilWalk,
     metrics: Arc<Metrics>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     /// What is decided.
@@ -191,7 +200,7 @@ impl Guard {
             old_nodes: Vec::new(),
             refused: HashMap::new(),
             events_lost: 0,
-            spare_failed: false,
+            until_walk: UntilWalk::default(),
             metrics,
             snapshots,
             judge: Judge::new(hammer.settings(config), means),
@@ -277,7 +286,8 @@ impl Guard {
             Ok(Event::Crossed(crossing)) => self.on_crossing(crossing),
             Err(error) => {
                 error!("{error}; walking the tree instead");
-                self.walk()
+                self.until_walk.is_wanted = true;
+                Ok(())
             }
         }
     }

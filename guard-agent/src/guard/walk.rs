@@ -5,7 +5,7 @@ use std::{collections::HashSet, fs::File};
 use guard_common::RECORD_PATH;
 use tracing::{debug, error, info, warn};
 
-use super::{Guard, GuardError, Meter, State};
+use super::{Guard, GuardError, Meter, State, UntilWalk};
 use crate::{
     clock,
     core::{
@@ -58,7 +58,11 @@ impl Guard {
     }
 
     pub(super) fn on_change(&mut self, change: CgroupChange) -> Result<(), MeterError> {
-        let Some(path) = change.path else { return self.walk() };
+        let Some(path) = change.path else {
+            // Soon, and once for all of these: any container that may make cgroups can make as many as it likes.
+            self.until_walk.is_wanted = true;
+            return Ok(());
+        };
         if self.watched.may_be_pods_root(&path) {
             return self.walk();
         }
@@ -79,9 +83,15 @@ impl Guard {
         }
     }
 
+    /// What is looked at several times a second: the kill switch, and the tree if events could not say what happened.
+    pub fn look(&mut self) -> Result<(), MeterError> {
+        self.look_at_kill_switch();
+        if self.until_walk.is_wanted { self.walk() } else { Ok(()) }
+    }
+
     /// As [`Self::walk`], but says if the tree cannot be read.
     pub fn try_walk(&mut self) -> Result<(), GuardError> {
-        self.spare_failed = false;
+        self.until_walk = UntilWalk::default();
         self.find_pods_root()?;
         let found = self.watched.walk(self.pods_root_path())?;
         let there: HashSet<&str> = found.iter().map(|found| found.path.as_str()).collect();
@@ -94,7 +104,7 @@ impl Guard {
             self.reconcile(&found.path, None)?;
         }
         self.forget_refused();
-        Ok(())
+        self.mend()
     }
 
     /// Makes the meter of one path what the tree says. `made_at`: the instant of its mkdir, if that is the reason.
@@ -176,7 +186,7 @@ impl Guard {
         Ok(())
     }
 
-    fn attach_failed(&mut self, path: &str, error: impl Into<anyhow::Error>) {
+    pub(super) fn attach_failed(&mut self, path: &str, error: impl Into<anyhow::Error>) {
         self.metrics.attach_failures.inc();
         self.bypass.unmetered(path);
         let error = error.into();
@@ -209,7 +219,7 @@ impl Guard {
 
     /// A free slot whose programs are not loaded yet, among the next [`SPARE`].
     pub fn missing_spare(&self) -> Option<Slot> {
-        if self.spare_failed {
+        if self.until_walk.spare_failed {
             return None;
         }
         self.ledger.free_slots().take(SPARE).find(|slot| !self.kernel.is_loaded(*slot))
@@ -219,7 +229,7 @@ impl Guard {
     pub fn load_spare(&mut self, slot: Slot) {
         if let Err(error) = self.kernel.load_programs(slot) {
             // Whoever needs the slot tries again, and says it if that fails.
-            self.spare_failed = true;
+            self.until_walk.spare_failed = true;
             warn!("cannot load programs ahead: {:#}", anyhow::Error::from(error));
         }
     }

@@ -99,6 +99,8 @@ pub struct Meters {
     pins: Pins,
     /// Each slot's programs, egress and ingress, once it was used: they are the same for every owner.
     loaded: Vec<Option<[OwnedFd; 2]>>,
+    /// The ids of the police programs.
+    police: [u32; 2],
     cpus: usize,
     keys: Vec<u32>,
     values: Vec<u8>,
@@ -114,8 +116,8 @@ impl Meters {
         let cpus = aya::util::nr_cpus().map_err(|(file, error)| MeterError::Cpus(file, error))?;
         let loaded = (0..slots).map(|_| None).collect();
         let parameters = Parameters::new(cidrs).with_dropped_mark(controls.dropped_mark());
-        programs.load_police(&parameters)?;
-        Ok(Self { programs, parameters, controls, pins, loaded, cpus, keys: Vec::new(), values: Vec::new() })
+        let police = programs.load_police(&parameters)?;
+        Ok(Self { programs, parameters, controls, pins, loaded, police, cpus, keys: Vec::new(), values: Vec::new() })
     }
 
     /// How many CPUs there may be.
@@ -189,6 +191,38 @@ impl Meters {
                 return Ok(false);
             }
         }
+        Ok(true)
+    }
+
+    /// Puts right what somebody else has done to the links of a meter whose cgroup is there: attaches again what is
+    /// detached, and puts this agent's program back where there is another. Returns whether there was anything to do.
+    pub fn mend(&mut self, slot: Slot, links: &mut Links, cgroup: &File) -> Result<bool, MeterError> {
+        let mut mended = false;
+        for (hook, link) in Hook::ALL.into_iter().zip([&mut links.egress, &mut links.ingress]) {
+            let attached = sys::link_cgroup(link.as_fd()).map_err(bpf_error("cannot read a link"))?.is_some();
+            let runs = sys::link_program(link.as_fd()).map_err(bpf_error("cannot read a link"))?;
+            let program = self.program(slot, hook)?;
+            if !attached {
+                let again = sys::link_create(program, cgroup.as_fd(), hook);
+                *link = again.map_err(bpf_error("cannot attach to the cgroup"))?;
+                self.pins.pin_link(slot, hook, link)?;
+            } else if runs != sys::prog_id(program).map_err(bpf_error("cannot read a program"))? {
+                let put_back = sys::link_update(link.as_fd(), program);
+                put_back.map_err(bpf_error("cannot put the program back into a link"))?;
+            } else {
+                continue;
+            }
+            mended = true;
+        }
+        Ok(mended)
+    }
+
+    /// Puts the police programs back if somebody else has taken them away. Returns whether there was anything to do.
+    pub fn mend_police(&mut self) -> Result<bool, MeterError> {
+        if self.programs.police()? == self.police {
+            return Ok(false);
+        }
+        self.police = self.programs.load_police(&self.parameters)?;
         Ok(true)
     }
 

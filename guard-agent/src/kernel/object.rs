@@ -111,13 +111,24 @@ impl Programs {
         Ok(sys::prog_load(&instructions, &license, hook)?)
     }
 
-    /// Loads the programs that the meters hand packets over to, and puts them in their places.
-    pub fn load_police(&self, parameters: &Parameters) -> Result<(), ObjectError> {
-        for (hook, map, name) in POLICE {
+    /// Loads the programs that the meters hand packets over to, and puts them in their places. Returns their ids.
+    pub fn load_police(&self, parameters: &Parameters) -> Result<[u32; 2], ObjectError> {
+        let mut ids = [0; POLICE.len()];
+        for ((hook, map, name), id) in POLICE.into_iter().zip(&mut ids) {
             let program = self.load_program(name, parameters, hook)?;
             sys::program_array_set(self.map(map)?, 0, program.as_fd())?;
+            *id = sys::prog_id(program.as_fd())?;
         }
-        Ok(())
+        Ok(ids)
+    }
+
+    /// The ids of the programs that are in those places now; 0: none.
+    pub fn police(&self) -> Result<[u32; 2], ObjectError> {
+        let mut ids = [0; POLICE.len()];
+        for ((_, map, _), id) in POLICE.into_iter().zip(&mut ids) {
+            *id = sys::program_array_get(self.map(map)?, 0)?.unwrap_or(0);
+        }
+        Ok(ids)
     }
 
     /// A map's descriptor.

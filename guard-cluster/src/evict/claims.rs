@@ -26,6 +26,9 @@ pub(crate) async fn local(wire: &Wire, pod: &Pod) -> Result<Vec<String>, Outcome
 }
 
 async fn is_local(wire: &Wire, namespace: &str, claim: &str) -> Result<bool, Outcome> {
+    if !convert::is_name(claim) {
+        return Ok(true);
+    }
     let uri = format!("/api/v1/namespaces/{namespace}/persistentvolumeclaims/{claim}");
     let claim = wire.get::<PersistentVolumeClaim>(What::Claim, &uri).await?;
     let volume = claim.and_then(|(claim, _)| claim.spec?.volume_name).filter(|name| !name.is_empty());

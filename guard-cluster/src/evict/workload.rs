@@ -61,7 +61,11 @@ fn place(kind: &str) -> Option<(&'static str, &'static str)> {
     })
 }
 
+/// `None`: there is none of the kind that is called so.
 fn uri(kind: &str, namespace: &str, name: &str) -> Option<String> {
+    if !convert::is_name(name) {
+        return None;
+    }
     let (version, plural) = place(kind)?;
     let root = if version.contains('/') { "/apis" } else { "/api" };
     Some(format!("{root}/{version}/namespaces/{namespace}/{plural}/{name}"))
@@ -184,6 +188,10 @@ mod tests {
         ];
         for (kind, expected) in cases {
             assert_eq!(uri(kind, "shop", "web").as_deref(), expected, "{kind}");
+        }
+        // Whoever writes a pod may have it belong to anything.
+        for name in ["../../secrets/s", "web?watch=true", "web/scale", "..", "", "web%2fscale", "web\r\nX: y"] {
+            assert_eq!(uri("Deployment", "shop", name), None, "{name:?}");
         }
     }
 

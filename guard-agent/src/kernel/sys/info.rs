@@ -49,6 +49,13 @@ pub fn link_cgroup(link: BorrowedFd<'_>) -> Result<Option<u64>, BpfError> {
     Ok((info.cgroup_id != 0).then_some(info.cgroup_id))
 }
 
+/// The program that a link runs, by its id; another one if somebody has updated the link.
+pub fn link_program(link: BorrowedFd<'_>) -> Result<u32, BpfError> {
+    // SAFETY: plain data, laid out as the start of bpf_link_info.
+    let info: LinkInfo = unsafe { obj_info(link)? };
+    Ok(info.prog_id)
+}
+
 /// The start of `struct bpf_map_info`.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
@@ -123,6 +130,13 @@ pub struct ProgStats {
     pub run_nanos: u64,
     /// Bytes of machine code.
     pub jited_len: u32,
+}
+
+/// A program's id, as long as it lives.
+pub fn prog_id(program: BorrowedFd<'_>) -> Result<u32, BpfError> {
+    // SAFETY: as below.
+    let info: ProgInfo = unsafe { obj_info(program)? };
+    Ok(info.id)
 }
 
 /// A program's statistics (`kernel.bpf_stats_enabled`, kernel 5.1).

@@ -12,7 +12,7 @@ use std::{
 mod info;
 mod test_run;
 
-pub use info::{MapInfo, ProgStats, link_cgroup, map_info, prog_stats};
+pub use info::{MapInfo, ProgStats, link_cgroup, link_program, map_info, prog_id, prog_stats};
 pub use test_run::{TestPacket, prog_test_run};
 
 use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_insn, bpf_map_type, bpf_prog_type};
@@ -219,6 +219,23 @@ struct MapElem {
 /// Puts a program into a program array (`BPF_MAP_UPDATE_ELEM`); the array holds it from then on.
 pub fn program_array_set(map: BorrowedFd<'_>, index: u32, program: BorrowedFd<'_>) -> Result<(), BpfError> {
     array_set(map, index, &(program.as_raw_fd() as u32).to_ne_bytes())
+}
+
+/// The program in a program array, by its id (`BPF_MAP_LOOKUP_ELEM`). `None`: the place is empty.
+pub fn program_array_get(map: BorrowedFd<'_>, index: u32) -> Result<Option<u32>, BpfError> {
+    let mut id = 0u32;
+    let mut attr = MapElem {
+        map_fd: map.as_raw_fd() as u32,
+        key: std::ptr::from_ref(&index) as u64,
+        value: std::ptr::from_mut(&mut id) as u64,
+        flags: 0,
+    };
+    // SAFETY: the key and the value have a program array's four bytes.
+    match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, "MAP_LOOKUP_ELEM", &mut attr) } {
+        Ok(_) => Ok(Some(id)),
+        Err(error) if error.cause.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Writes a value of an array (`BPF_MAP_UPDATE_ELEM`).
