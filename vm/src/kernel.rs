@@ -25,11 +25,11 @@ pub enum Modules {
 }
 
 /// What every guest has.
-const SMALL: &str = "virtio_pci virtio_console virtio_blk virtio_net veth dummy bridge tun ifb sch_ingress sch_fq sch_htb \
+const SMALL: &str = "virtio_pci virtio_console virtio_blk virtio_net veth bridge tun sch_ingress sch_fq sch_htb \
                      sch_netem sch_tbf cls_bpf act_bpf ext4 overlay";
 
 /// What a node has besides.
-const NODE: &str = "squashfs loop br_netfilter vxlan ipip nf_conntrack nf_conntrack_netlink nf_nat nfnetlink nf_tables \
+const NODE: &str = "autofs4 squashfs loop br_netfilter vxlan ipip nf_conntrack nf_conntrack_netlink nf_nat nfnetlink nf_tables \
                     nft_compat nft_chain_nat nft_ct nft_masq nft_nat nft_redir nft_reject nft_reject_inet nft_limit \
                     nft_log nft_fib_inet nft_numgen nft_hash nft_counter x_tables ip_tables ip6_tables iptable_nat \
                     iptable_filter iptable_mangle iptable_raw ip6table_nat ip6table_filter ip6table_mangle xt_conntrack \
