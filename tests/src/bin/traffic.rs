@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead as _, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::Arc,
     thread,
     time::{Duration, Instant, SystemTime},
@@ -41,6 +41,9 @@ enum Command {
 struct UdpSend {
     #[arg(long)]
     to: Vec<SocketAddr>,
+    /// From each of these addresses in turn, to the first of `--to`
+    #[arg(long, value_delimiter = ',')]
+    from: Vec<IpAddr>,
     /// Payload sizes, sent in turn
     #[arg(long, value_delimiter = ',', default_value = "100")]
     sizes: Vec<usize>,
@@ -84,7 +87,7 @@ struct UdpRound {
 #[derive(Args)]
 struct UdpScan {
     #[arg(long)]
-    address: std::net::IpAddr,
+    address: IpAddr,
     /// How many, from 10000 on
     #[arg(long)]
     ports: u16,
@@ -173,8 +176,11 @@ fn listening() {
 }
 
 fn socket_to(to: SocketAddr) -> Result<UdpSocket> {
-    let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
-    let socket = UdpSocket::bind(any)?;
+    socket_between(if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }, to)
+}
+
+fn socket_between(from: IpAddr, to: SocketAddr) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind((from, 0)).with_context(|| format!("bind {from}"))?;
     socket.connect(to).with_context(|| format!("connect to {to}"))?;
     Ok(socket)
 }
@@ -193,7 +199,13 @@ fn udp_send(send: UdpSend) -> Result<()> {
 }
 
 fn udp_send_thread(send: &UdpSend) -> Result<()> {
-    let sockets = send.to.iter().map(|to| socket_to(*to)).collect::<Result<Vec<_>>>()?;
+    let sockets = match (send.from.as_slice(), send.to.as_slice()) {
+        ([], to) => to.iter().map(|to| socket_to(*to)).collect::<Result<Vec<_>>>()?,
+        (from, to) => {
+            let to = *to.first().context("whom to send to")?;
+            from.iter().map(|from| socket_between(*from, to)).collect::<Result<_>>()?
+        }
+    };
     if let Some(size) = send.gso {
         sockets.iter().try_for_each(|socket| set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, size))?;
     }
