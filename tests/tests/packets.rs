@@ -118,7 +118,7 @@ fn what_is_no_ip_packet_is_external_and_counted() -> Result<()> {
     Ok(())
 }
 
-/// With real packets: kernels before 6.17 give a cgroup program no direct access to a test run's packet, and its peer is
+/// With real packets: some kernels (6.1 and 6.12 do, 6.18 does not) give a cgroup program no direct access to a test run's packet, whose peer is
 /// then unknown.
 #[test]
 fn every_one_of_sixteen_cidrs_is_compared_to_the_bit() -> Result<()> {

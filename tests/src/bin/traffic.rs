@@ -3,7 +3,10 @@
 use std::{
     io::{BufRead as _, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -61,6 +64,9 @@ struct UdpSend {
     /// Go on for so many seconds instead of `--count`
     #[arg(long)]
     seconds: Option<f64>,
+    /// Or until a line comes on stdin
+    #[arg(long, requires = "seconds")]
+    until_told: bool,
     /// Wait for a line on stdin once the sockets are made
     #[arg(long)]
     wait: bool,
@@ -109,6 +115,9 @@ struct UdpCall {
     /// Go on for so many seconds instead of `--count`
     #[arg(long)]
     seconds: Option<f64>,
+    /// Or until a line comes on stdin
+    #[arg(long, requires = "seconds")]
+    until_told: bool,
 }
 
 #[derive(Args)]
@@ -158,8 +167,21 @@ struct TcpSink {
 /// Room for what arrives while the receiver does not run.
 const BUFFER: usize = 64 << 20;
 
+/// A line came on stdin.
+static TOLD: AtomicBool = AtomicBool::new(false);
+
 fn main() -> Result<()> {
-    match Cli::parse().command {
+    let command = Cli::parse().command;
+    if let Command::UdpSend(UdpSend { until_told: true, .. }) | Command::UdpCall(UdpCall { until_told: true, .. }) =
+        &command
+    {
+        thread::spawn(|| {
+            // Nobody who could still say it is as good.
+            let _said = std::io::stdin().lock().read_line(&mut String::new());
+            TOLD.store(true, Relaxed);
+        });
+    }
+    match command {
         Command::UdpSend(send) => udp_send(send),
         Command::UdpRound(round) => udp_round(&round),
         Command::UdpScan(scan) => udp_scan(&scan),
@@ -218,7 +240,7 @@ fn udp_send_thread(send: &UdpSend) -> Result<()> {
     let mut bytes = 0;
     for (index, size) in send.sizes.iter().cycle().enumerate() {
         let over = match send.seconds {
-            Some(seconds) => start.elapsed().as_secs_f64() >= seconds,
+            Some(seconds) => start.elapsed().as_secs_f64() >= seconds || TOLD.load(Relaxed),
             None => index >= send.count,
         };
         if over {
@@ -313,7 +335,7 @@ fn udp_call_thread(call: &UdpCall) -> Result<()> {
     let start = Instant::now();
     for index in 0.. {
         let over = match call.seconds {
-            Some(seconds) => start.elapsed().as_secs_f64() >= seconds,
+            Some(seconds) => start.elapsed().as_secs_f64() >= seconds || TOLD.load(Relaxed),
             None => index >= call.count,
         };
         if over {
