@@ -17,6 +17,7 @@ use guard_agent::{
     },
 };
 use guard_common::{Class, Containment, Engagement, Limit, Totals};
+use ipnet::IpNet;
 
 use crate::{
     meter,
@@ -52,12 +53,17 @@ pub fn external(rate: u64, burst: u64, quantum: u64) -> Limit {
 impl Guarded {
     /// Makes it all; 10.0.0.0/8 is the cluster.
     pub fn new(orders: Orders) -> Result<Self> {
+        Self::with_cluster(&["10.0.0.0/8".parse()?], orders)
+    }
+
+    /// Makes it all; these are the cluster.
+    pub fn with_cluster(cluster: &[IpNet], orders: Orders) -> Result<Self> {
         crate::require_root()?;
         let (wires, pods) = (Wires::new()?, Pods::new()?);
         let container = pods.container(1, 1)?;
         let programs = Programs::load(Options { object: OBJECT, slots: SLOT.0 + 1, log: false, pins: None })?;
         let controls = Controls::open(programs.map("CONTROLS")?, SLOT.0 + 1)?;
-        let parameters = Parameters::new(&["10.0.0.0/8".parse()?]).with_dropped_mark(controls.dropped_mark());
+        let parameters = Parameters::new(cluster).with_dropped_mark(controls.dropped_mark());
         programs.load_police(&parameters)?;
         controls.assign(SLOT, container.cgroup_id()?, orders);
         controls.arm(SLOT, u64::MAX);

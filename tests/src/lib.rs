@@ -13,6 +13,7 @@ pub mod pods;
 pub mod process;
 pub mod random;
 pub mod receiver;
+pub mod release;
 pub mod statistics;
 pub mod supervisor;
 pub mod world;

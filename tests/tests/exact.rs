@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use guard_tests::{
     net::{CLUSTER_V4, CLUSTER_V6, EXTERNAL_V4, EXTERNAL_V6, NODE, Wire, run},
     process::Traffic,
+    release::release,
     statistics::Statistics,
     world::{CONFIG, World},
 };
@@ -92,6 +93,10 @@ fn udp_segmented_by_the_kernel() -> Result<()> {
     Ok(())
 }
 
+/// Kernels before this one run no egress hook for the SYN-ACK of an IPv6 connection: 80 bytes (commit "bpf, net: Check skb
+/// ownership against full socket").
+const SYN_ACK_OF_IPV6: (u32, u32) = (6, 6);
+
 #[test]
 fn tcp_bulk_with_segmentation_offload_both_ways() -> Result<()> {
     const BYTES: usize = 40_000_000;
@@ -118,7 +123,16 @@ fn tcp_bulk_with_segmentation_offload_both_ways() -> Result<()> {
         let send = format!("tcp-send --to {} --bytes {BYTES} --close-first", at(inside, 9002));
         Traffic::run(&world.wires.world, None, &send)?;
         sink.finish()?;
-        let wire = world.assert_exact(before, &[&container])?;
+        let wire = if inside == NODE[3] && release()? < SYN_ACK_OF_IPV6 {
+            let after = world.read(&[&container])?;
+            let (mut metered, wire) = (after.metered - before.metered, after.wire - before.wire);
+            metered.tx.bytes += 80;
+            metered.tx.packets += 1;
+            ensure!(metered == wire, "but for its SYN-ACK: {metered:?}, {wire:?}");
+            wire
+        } else {
+            world.assert_exact(before, &[&container])?
+        };
         ensure!(wire.rx.bytes > BYTES as u64, "{wire:?}");
     }
     Ok(())

@@ -26,18 +26,23 @@ fn in_mid_traffic(world: &mut World, change: impl FnOnce(&mut World) -> Result<(
     let before = world.read(&containers.each_ref())?;
     let start = world.agent().metrics()?;
     // Each call waits for its echo: nothing is under way when the socket closes.
-    let one = format!("udp-call --to {EXTERNAL_V4}:9101 --size 700 --seconds 6 --threads 2");
-    let other = format!("udp-send --to {EXTERNAL_V4}:9100 --sizes 1,999 --rate 5000000 --seconds 6 --threads 4");
-    let traffic = [
+    let one = format!("udp-call --to {EXTERNAL_V4}:9101 --size 700 --seconds 50 --until-told --threads 2");
+    let other =
+        format!("udp-send --to {EXTERNAL_V4}:9100 --sizes 1,999 --rate 5000000 --seconds 50 --until-told --threads 4");
+    let mut traffic = [
         Traffic::start(&world.wires.node, Some(&containers[0]), &one)?,
         Traffic::start(&world.wires.node, Some(&containers[1]), &other)?,
     ];
     thread::sleep(Duration::from_millis(800));
     change(world)?;
     traffic_only(&start).assert_not_above(&world.agent().metrics()?)?;
-    for traffic in traffic {
-        traffic.finish()?;
+    // The new agent has seen traffic as well.
+    thread::sleep(Duration::from_secs(1));
+    for traffic in &mut traffic {
+        ensure!(traffic.is_running()?, "the traffic ended before the agent was there");
+        traffic.go()?;
     }
+    traffic.into_iter().try_for_each(Traffic::finish)?;
     let wire = world.assert_exact(before, &containers.each_ref())?;
     ensure!(wire.tx.packets > 10_000, "there was traffic: {wire:?}");
     let last = world.agent().metrics()?;

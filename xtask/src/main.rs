@@ -1,4 +1,4 @@
-//! The project's chores: `cargo xtask setup | lint | test | e2e | manifests | demo | bench | image`.
+//! The project's chores: `cargo xtask setup | lint | test | vm | e2e | manifests | demo | bench | image`.
 //!
 //! It depends on nothing that needs the compiler for the kernel programs, for it is what fetches that compiler.
 
@@ -13,6 +13,7 @@ mod manifests;
 mod process;
 mod setup;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -40,6 +41,8 @@ enum Verb {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Run the whole-system tests on other kernels, in qemu: `vm --kernel 6.12 -- meter`.
+    Vm(vm::Matrix),
     /// Render and test what an operator applies: kustomize, the chart, alerts, the dashboard.
     Manifests {
         #[arg(last = true)]
@@ -74,6 +77,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Lint => lint::run(),
         Verb::Test { long, args } => test::run(*long, args),
         Verb::E2e { args } => e2e::run(args),
+        Verb::Vm(matrix) => vm::run(matrix),
         Verb::Manifests { args } => manifests::run(args),
         Verb::Demo { args } => demo::run(args),
         Verb::Bench { args } => bench::run(args),

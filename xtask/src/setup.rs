@@ -19,6 +19,8 @@ use anyhow::{Result, bail};
 pub(crate) use self::renderers::Renderers;
 pub(crate) use unpacked::Unpacked;
 
+use crate::process::root;
+
 /// The verb.
 pub(crate) fn run() -> Result<()> {
     everything()?;
@@ -54,6 +56,12 @@ pub(crate) fn control_plane() -> Result<PathBuf> {
 pub(crate) fn renderers() -> Result<Renderers> {
     report(&tools::ensure(&tools::FETCHING))?;
     renderers::ensure()
+}
+
+/// For the guests: the folder in which kernels are kept.
+pub(crate) fn emulation() -> Result<PathBuf> {
+    report(&tools::ensure(&tools::EMULATION))?;
+    Ok(kept::cache().unwrap_or_else(|| root().join("target")))
 }
 
 /// For the image: Debian's buildah and certificate authorities.

@@ -8,7 +8,7 @@ use crate::{
     fuzz::Fuzzer,
     manifests,
     process::{self, cargo, program, require_root, with_agent},
-    setup,
+    setup, vm,
 };
 
 const WHOLE_SYSTEM: &str = "guard-tests";
@@ -36,7 +36,7 @@ pub(crate) fn run(long: bool, args: &[String]) -> Result<()> {
 fn ordinary(args: &[String]) -> Result<()> {
     build_agents()?;
     if args.is_empty() {
-        let others = [WHOLE_SYSTEM, e2e::PACKAGE, manifests::TESTS].map(|package| ["--exclude", package]);
+        let others = [WHOLE_SYSTEM, e2e::PACKAGE, manifests::TESTS, vm::LIBRARY].map(|package| ["--exclude", package]);
         process::run(cargo().args(["test", "--workspace"]).args(others.as_flattened()))?;
     }
     if !args.is_empty() {

@@ -2,8 +2,11 @@
 
 use std::{
     io::{BufRead as _, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    sync::Arc,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -46,6 +49,9 @@ enum Command {
 struct UdpSend {
     #[arg(long)]
     to: Vec<SocketAddr>,
+    /// From each of these addresses in turn, to the first of `--to`
+    #[arg(long, value_delimiter = ',')]
+    from: Vec<IpAddr>,
     /// Payload sizes, sent in turn
     #[arg(long, value_delimiter = ',', default_value = "100")]
     sizes: Vec<usize>,
@@ -63,6 +69,9 @@ struct UdpSend {
     /// Go on for so many seconds instead of `--count`
     #[arg(long)]
     seconds: Option<f64>,
+    /// Or until a line comes on stdin
+    #[arg(long, requires = "seconds")]
+    until_told: bool,
     /// Wait for a line on stdin once the sockets are made
     #[arg(long)]
     wait: bool,
@@ -89,7 +98,7 @@ struct UdpRound {
 #[derive(Args)]
 struct UdpScan {
     #[arg(long)]
-    address: std::net::IpAddr,
+    address: IpAddr,
     /// How many, from 10000 on
     #[arg(long)]
     ports: u16,
@@ -111,6 +120,9 @@ struct UdpCall {
     /// Go on for so many seconds instead of `--count`
     #[arg(long)]
     seconds: Option<f64>,
+    /// Or until a line comes on stdin
+    #[arg(long, requires = "seconds")]
+    until_told: bool,
 }
 
 #[derive(Args)]
@@ -160,8 +172,21 @@ struct TcpSink {
 /// Room for what arrives while the receiver does not run.
 const BUFFER: usize = 64 << 20;
 
+/// A line came on stdin.
+static TOLD: AtomicBool = AtomicBool::new(false);
+
 fn main() -> Result<()> {
-    match Cli::parse().command {
+    let command = Cli::parse().command;
+    if let Command::UdpSend(UdpSend { until_told: true, .. }) | Command::UdpCall(UdpCall { until_told: true, .. }) =
+        &command
+    {
+        thread::spawn(|| {
+            // Nobody who could still say it is as good.
+            let _said = std::io::stdin().lock().read_line(&mut String::new());
+            TOLD.store(true, Relaxed);
+        });
+    }
+    match command {
         Command::UdpSend(send) => udp_send(send),
         Command::UdpRound(round) => udp_round(&round),
         Command::UdpScan(scan) => udp_scan(&scan),
@@ -179,8 +204,11 @@ fn listening() {
 }
 
 fn socket_to(to: SocketAddr) -> Result<UdpSocket> {
-    let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
-    let socket = UdpSocket::bind(any)?;
+    socket_between(if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }, to)
+}
+
+fn socket_between(from: IpAddr, to: SocketAddr) -> Result<UdpSocket> {
+    let socket = UdpSocket::bind((from, 0)).with_context(|| format!("bind {from}"))?;
     socket.connect(to).with_context(|| format!("connect to {to}"))?;
     Ok(socket)
 }
@@ -199,7 +227,13 @@ fn udp_send(send: UdpSend) -> Result<()> {
 }
 
 fn udp_send_thread(send: &UdpSend) -> Result<()> {
-    let sockets = send.to.iter().map(|to| socket_to(*to)).collect::<Result<Vec<_>>>()?;
+    let sockets = match (send.from.as_slice(), send.to.as_slice()) {
+        ([], to) => to.iter().map(|to| socket_to(*to)).collect::<Result<Vec<_>>>()?,
+        (from, to) => {
+            let to = *to.first().context("whom to send to")?;
+            from.iter().map(|from| socket_between(*from, to)).collect::<Result<_>>()?
+        }
+    };
     if let Some(size) = send.gso {
         sockets.iter().try_for_each(|socket| set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, size))?;
     }
@@ -212,7 +246,7 @@ fn udp_send_thread(send: &UdpSend) -> Result<()> {
     let mut bytes = 0;
     for (index, size) in send.sizes.iter().cycle().enumerate() {
         let over = match send.seconds {
-            Some(seconds) => start.elapsed().as_secs_f64() >= seconds,
+            Some(seconds) => start.elapsed().as_secs_f64() >= seconds || TOLD.load(Relaxed),
             None => index >= send.count,
         };
         if over {
@@ -307,7 +341,7 @@ fn udp_call_thread(call: &UdpCall) -> Result<()> {
     let start = Instant::now();
     for index in 0.. {
         let over = match call.seconds {
-            Some(seconds) => start.elapsed().as_secs_f64() >= seconds,
+            Some(seconds) => start.elapsed().as_secs_f64() >= seconds || TOLD.load(Relaxed),
             None => index >= call.count,
         };
         if over {

@@ -18,6 +18,18 @@ pub(super) const SYSTEM: [Tool; 3] = [
 /// libFuzzer is C++.
 pub(super) const FUZZING: [Tool; 1] = [Tool { program: "c++", packages: &["g++"] }];
 
+/// Boots kernels and fills their first roots.
+pub(super) const EMULATION: [Tool; 8] = [
+    Tool { program: "qemu-system-x86_64", packages: &["qemu-system-x86"] },
+    Tool { program: "busybox", packages: &["busybox-static"] },
+    Tool { program: "ip", packages: &["iproute2"] },
+    Tool { program: "ethtool", packages: &["ethtool"] },
+    Tool { program: "depmod", packages: &["kmod"] },
+    Tool { program: "strip", packages: &["binutils"] },
+    Tool { program: "sysctl", packages: &["procps"] },
+    Tool { program: "xz", packages: &["xz-utils"] },
+];
+
 /// Fetches Python packages.
 pub(super) const FETCHING: [Tool; 1] = [Tool { program: "pip3", packages: &["python3-pip"] }];
 

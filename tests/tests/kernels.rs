@@ -1,0 +1,105 @@
+//! What a kernel gives and takes: that it carries the agent or is declined, and what its verifier makes of the programs.
+
+use std::{
+    fs,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::RawTracePoint;
+use guard_agent::kernel::{
+    object::{OBJECT, Options, Parameters, Programs},
+    sys::Hook,
+};
+use guard_tests::{agent::Setup, pods::Pods, release::release, require_root};
+use ipnet::IpNet;
+
+/// The first that has all that the agent needs.
+const OLDEST: (u32, u32) = (5, 15);
+
+#[test]
+fn a_kernel_carries_the_agent_or_is_declined_in_one_line() -> Result<()> {
+    require_root()?;
+    let pods = Pods::new()?;
+    let setup = Setup::new(&pods, "")?;
+    if release()? >= OLDEST {
+        let agent = setup.start()?;
+        ensure!(agent.get("/healthz")? == "ok\n");
+        return Ok(());
+    }
+    let (code, said) = setup.fail(|_| {})?;
+    ensure!(code == Some(1), "exit code {code:?}: {said}");
+    ensure!(said.lines().count() == 1 && said.starts_with("guard-agent: this kernel has no "), "{said}");
+    ensure!(said.contains("needs kernel 5.15 or newer"), "{said}");
+    Ok(())
+}
+
+/// What was found before, a line for each kernel: `cargo xtask vm --figures` writes it.
+const FIGURES: &str = include_str!("../verifier.txt");
+
+/// Instructions that the verifier processes for each program, with as many CIDRs as there may be: it gives up after a
+/// million, and what is near that on one kernel may be over it on the next.
+#[test]
+fn the_verifiers_work_has_not_grown_unnoticed() -> Result<()> {
+    require_root()?;
+    let release = release()?;
+    if release < OLDEST {
+        return Ok(());
+    }
+    let cidrs = (0..16).map(|i| [format!("10.{i}.0.0/16"), format!("fd00:{i:x}::/32")]);
+    let cidrs: Vec<IpNet> = cidrs.flatten().map(|cidr| cidr.parse()).collect::<Result<_, _>>()?;
+    let parameters = Parameters::new(&cidrs).with_slot(1).with_dropped_mark(1);
+    let mut programs = Programs::load(Options { object: OBJECT, slots: 2, log: false, pins: None })?;
+    let mut found = Vec::new();
+    for (name, hook) in [
+        ("egress", Hook::Egress),
+        ("ingress", Hook::Ingress),
+        ("police_egress", Hook::Egress),
+        ("police_ingress", Hook::Ingress),
+    ] {
+        found.push((name, processed(programs.load_program(name, &parameters, hook)?.as_fd())?));
+    }
+    for name in ["cgroup_mkdir", "cgroup_rmdir"] {
+        let program = programs.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+        let program: &mut RawTracePoint = program.try_into()?;
+        program.load()?;
+        found.push((name, processed(program.fd()?.as_fd())?));
+    }
+    let mut grown = Vec::new();
+    for (name, now) in found {
+        println!("verifier {}.{} {name} {now}", release.0, release.1);
+        let was = recorded(release, name)?;
+        if now > was + was / 10 {
+            grown.push(format!("{name} from {was} to {now}"));
+        }
+    }
+    ensure!(
+        grown.is_empty(),
+        "the verifier processes more instructions than are recorded in tests/verifier.txt: {}; if that is meant, take the \
+         new figures over with `cargo xtask vm --figures`",
+        grown.join(", ")
+    );
+    Ok(())
+}
+
+/// What the kernel says of it in proc(5): `verified_insns`, kernel 5.16.
+fn processed(program: BorrowedFd<'_>) -> Result<u64> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd()))?;
+    let line = info.lines().find_map(|line| line.strip_prefix("verified_insns:"));
+    line.with_context(|| format!("no figure in {info}"))?.trim().parse().context("a number")
+}
+
+/// Of this kernel, or of the last one before it that is recorded.
+fn recorded(release: (u32, u32), name: &str) -> Result<u64> {
+    let mut lines = FIGURES.lines().filter(|line| !line.starts_with('#')).map(|line| line.split_whitespace());
+    let names: Vec<&str> = lines.next().context("no names")?.collect();
+    let column = names.iter().position(|found| *found == name).with_context(|| format!("{name} is not recorded"))?;
+    let kernel = |text: &str| -> Option<(u32, u32)> {
+        let (major, minor) = text.split_once('.')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    };
+    let rows: Vec<Vec<&str>> = lines.map(Iterator::collect).collect();
+    let older = rows.iter().filter(|row| kernel(row[0]).is_some_and(|recorded| recorded <= release));
+    let row = older.max_by_key(|row| kernel(row[0])).context("no kernel as old as this one is recorded")?;
+    row.get(column).context("a column")?.parse().context("a number")
+}

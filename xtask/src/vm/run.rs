@@ -1,0 +1,78 @@
+//! A guest and what it runs.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use guard_vm::{Guest, Running};
+
+use super::{
+    programs::Programs,
+    report::{Outcome, Row},
+    suite::Part,
+};
+use crate::process::root;
+
+/// Programs of the host that the tests call.
+const TOOLS: [&str; 8] = ["tc", "ethtool", "sysctl", "mount", "findmnt", "unshare", "setpriv", "date"];
+
+/// Files of the project that the tests read.
+const READ: [&str; 1] = ["deploy/kustomize/components/hardened/daemonset.yaml"];
+
+/// Half a gigahertz, an instruction a cycle: that is about what the emulation does. Less, and it would be idle; more, and
+/// the waits in the tests would not be free.
+const TIME_SHIFT: u8 = 1;
+
+/// MiB: the programs lie in it too.
+const MEMORY: u32 = 1536;
+
+/// In the guest's time, a file of tests.
+const LIMIT: Duration = Duration::from_mins(30);
+
+pub(crate) fn part(part: &Part<'_>, programs: &Programs, args: &[String]) -> Row {
+    let start = Instant::now();
+    let mut row = Row::of(part);
+    row.error = fill(&mut row, part, programs, args).err().map(|error| format!("{error:#}"));
+    row.took = start.elapsed();
+    row
+}
+
+fn fill(row: &mut Row, part: &Part<'_>, programs: &Programs, args: &[String]) -> Result<()> {
+    let running = guest(part, programs).boot()?;
+    let prepared = running.shell(part.variant.prepare(), LIMIT)?;
+    ensure!(prepared.status == 0, "{} could not be had: {}", part.variant.name(), prepared.text);
+    for file in &part.files {
+        let outcome = file_of(&running, file, args).with_context(|| format!("{file}: {}", running.last_words()))?;
+        row.files.push(outcome);
+    }
+    Ok(())
+}
+
+fn guest(part: &Part<'_>, programs: &Programs) -> Guest {
+    let mut guest = Guest::new(part.kernel).cpus(2).memory(MEMORY).own_time(TIME_SHIFT);
+    for tool in TOOLS {
+        guest = guest.program(tool);
+    }
+    if let Some(parameters) = part.variant.parameters() {
+        guest = guest.append(parameters);
+    }
+    let tests = programs.tests.iter().filter(|(name, _)| part.files.contains(&name.as_str()));
+    for (name, path) in tests.chain(&programs.helpers) {
+        guest = guest.file(format!("/job/{name}"), 0o755, path);
+    }
+    // Where they were compiled.
+    for file in READ {
+        let path = root().join(file);
+        guest = guest.file(path.to_string_lossy(), 0o644, &path);
+    }
+    guest.content(root().join("tests/guest").to_string_lossy(), 0o644, "")
+}
+
+fn file_of(running: &Running, file: &str, args: &[String]) -> Result<Outcome> {
+    let start = Instant::now();
+    let quoted: String =
+        args.iter().map(|arg| format!(" '{}'", arg.replace('\'', r"'\''"))).collect::<Vec<_>>().concat();
+    // One at a time: in the guest's time waiting costs nothing.
+    let script = format!("exec ./{file} --test-threads 1 --show-output{quoted}");
+    let said = running.shell(&script, LIMIT)?;
+    Ok(Outcome::read(file, said, start.elapsed()))
+}

@@ -1,0 +1,91 @@
+//! Which tests run on which kernel, and how its guest is prepared.
+
+use anyhow::{Result, ensure};
+use guard_vm::Kernel;
+
+use super::programs::Programs;
+
+/// What a guest is for.
+pub(crate) struct Part<'a> {
+    pub(crate) kernel: &'a Kernel,
+    pub(crate) variant: Variant,
+    /// Files of whole-system tests.
+    pub(crate) files: Vec<&'a str>,
+}
+
+/// What is special about a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Variant {
+    /// Nothing.
+    Plain,
+    /// The kernel's own types cannot be read.
+    NoBtf,
+    /// What root could change the kernel with is off.
+    Lockdown,
+}
+
+/// The kernel that is run in all variants: the one that most nodes have.
+const COMMON: &str = "6.12";
+
+/// The kernel that the agent declines, and the file with the test of that.
+const DECLINED: &str = "5.10";
+const KERNELS: &str = "kernels";
+
+/// What counts to the byte: a kernel that hides something shows it there.
+const EXACT: &str = "exact";
+
+/// A file that runs in a guest of its own: these take longest. The others share the second.
+const FIRST_HALF: [&str; 6] = ["exact", "police", "atomics", "lifecycle", "packets", "kernels"];
+
+impl Variant {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::NoBtf => "no kernel BTF",
+            Self::Lockdown => "lockdown=integrity",
+        }
+    }
+
+    /// For the kernel's command line.
+    pub(crate) fn parameters(self) -> Option<&'static str> {
+        match self {
+            Self::Plain | Self::NoBtf => None,
+            Self::Lockdown => Some("lsm=lockdown,capability,bpf lockdown=integrity"),
+        }
+    }
+
+    /// A script that makes it so, or fails if it is not.
+    pub(crate) fn prepare(self) -> &'static str {
+        match self {
+            Self::Plain => "true",
+            Self::NoBtf => "mount -t tmpfs none /sys/kernel/btf && ! test -e /sys/kernel/btf/vmlinux",
+            Self::Lockdown => "grep -F '[integrity]' /sys/kernel/security/lockdown",
+        }
+    }
+}
+
+/// All that there is to run on these kernels.
+pub(crate) fn parts<'a>(kernels: &'a [Kernel], programs: &'a Programs) -> Result<Vec<Part<'a>>> {
+    let all: Vec<&str> = programs.tests.iter().map(|(name, _)| name.as_str()).collect();
+    for file in [KERNELS].iter().chain(&FIRST_HALF) {
+        ensure!(all.contains(file), "there is no file of tests `{file}` any more");
+    }
+    let (first, second): (Vec<&str>, Vec<&str>) = all.iter().partition(|file| FIRST_HALF.contains(file));
+    let mut parts = Vec::new();
+    for kernel in kernels {
+        let mut add = |variant, files: &[&'a str]| parts.push(Part { kernel, variant, files: files.to_vec() });
+        if kernel.series == DECLINED {
+            add(Variant::Plain, &[KERNELS]);
+            continue;
+        }
+        add(Variant::Plain, &first);
+        add(Variant::Plain, &second);
+        if kernel.series == COMMON {
+            add(Variant::NoBtf, &[KERNELS, EXACT]);
+            add(Variant::Lockdown, &[KERNELS, EXACT]);
+        }
+    }
+    // The longest first: whoever is free at the end has a short one.
+    parts.sort_by_key(|part| std::cmp::Reverse(part.files.len()));
+    Ok(parts)
+}
