@@ -118,8 +118,8 @@ fn what_is_no_ip_packet_is_external_and_counted() -> Result<()> {
     Ok(())
 }
 
-/// With real packets: some kernels (6.1 and 6.12 do, 6.18 does not) give a cgroup program no direct access to a test run's packet, whose peer is
-/// then unknown.
+/// With real packets: kernels 6.1 and 6.12 give a cgroup program no direct access to a test run's packet, whose peer is
+/// unknown to it then.
 #[test]
 fn every_one_of_sixteen_cidrs_is_compared_to_the_bit() -> Result<()> {
     let v4_nets: Vec<IpNet> =

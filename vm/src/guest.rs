@@ -251,7 +251,7 @@ impl Guest {
         // thread=multi: qemu before 8.1 corrupts a guest that patches its code, as the kernel does when it attaches a
         // program to a cgroup.
         let mut words: Vec<OsString> = "-M q35 -accel tcg,thread=single -cpu max -nodefaults -no-user-config \
-                                        -display none -no-reboot -monitor none -device virtio-rng-pci \
+                                        -display none -no-reboot -monitor none \
                                         -chardev stdio,id=shell,signal=off -device virtio-serial-pci \
                                         -device virtserialport,chardev=shell,name=guest.shell"
             .split_whitespace()

@@ -48,7 +48,11 @@ fn fill(row: &mut Row, part: &Part<'_>, programs: &Programs, args: &[String]) ->
 }
 
 fn guest(part: &Part<'_>, programs: &Programs) -> Guest {
-    let mut guest = Guest::new(part.kernel).cpus(2).memory(MEMORY).own_time(TIME_SHIFT);
+    let (cpus, own_time) = part.machine();
+    let mut guest = Guest::new(part.kernel).cpus(cpus).memory(MEMORY);
+    if own_time {
+        guest = guest.own_time(TIME_SHIFT);
+    }
     for tool in TOOLS {
         guest = guest.program(tool);
     }

@@ -22,7 +22,14 @@ pub(crate) enum Variant {
     NoBtf,
     /// What root could change the kernel with is off.
     Lockdown,
+    /// Two CPUs on a kernel that hangs in a time of its own when it starts the second one.
+    HostTime,
 }
+
+/// These start their CPUs one after the other, each waiting for the next in a loop, in which a guest's own time hangs
+/// (kernels from 6.5 on start them all at once). They have one CPU, and what needs two runs in the host's time.
+const ONE_CPU: [&str; 2] = ["5.10", "6.1"];
+const TWO_CPUS: &str = "atomics";
 
 /// The kernel that is run in all variants: the one that most nodes have.
 const COMMON: &str = "6.12";
@@ -37,27 +44,36 @@ const EXACT: &str = "exact";
 /// A file that runs in a guest of its own: these take longest. The others share the second.
 const FIRST_HALF: [&str; 6] = ["exact", "police", "atomics", "lifecycle", "packets", "kernels"];
 
+impl Part<'_> {
+    /// How many CPUs its guest has, and whether it has a time of its own.
+    pub(crate) fn machine(&self) -> (u32, bool) {
+        let own_time = self.variant != Variant::HostTime;
+        (if own_time && ONE_CPU.contains(&self.kernel.series.as_str()) { 1 } else { 2 }, own_time)
+    }
+}
+
 impl Variant {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Plain => "",
             Self::NoBtf => "no kernel BTF",
             Self::Lockdown => "lockdown=integrity",
+            Self::HostTime => "two CPUs",
         }
     }
 
     /// For the kernel's command line.
     pub(crate) fn parameters(self) -> Option<&'static str> {
         match self {
-            Self::Plain | Self::NoBtf => None,
-            Self::Lockdown => Some("lsm=lockdown,capability,bpf lockdown=integrity"),
+            Self::Plain | Self::NoBtf | Self::HostTime => None,
+            Self::Lockdown => Some("lockdown=integrity"),
         }
     }
 
     /// A script that makes it so, or fails if it is not.
     pub(crate) fn prepare(self) -> &'static str {
         match self {
-            Self::Plain => "true",
+            Self::Plain | Self::HostTime => "true",
             Self::NoBtf => "mount -t tmpfs none /sys/kernel/btf && ! test -e /sys/kernel/btf/vmlinux",
             Self::Lockdown => "grep -F '[integrity]' /sys/kernel/security/lockdown",
         }
@@ -78,7 +94,13 @@ pub(crate) fn parts<'a>(kernels: &'a [Kernel], programs: &'a Programs) -> Result
             add(Variant::Plain, &[KERNELS]);
             continue;
         }
-        add(Variant::Plain, &first);
+        if ONE_CPU.contains(&kernel.series.as_str()) {
+            add(Variant::HostTime, &[TWO_CPUS]);
+            let others: Vec<&str> = first.iter().copied().filter(|file| *file != TWO_CPUS).collect();
+            add(Variant::Plain, &others);
+        } else {
+            add(Variant::Plain, &first);
+        }
         add(Variant::Plain, &second);
         if kernel.series == COMMON {
             add(Variant::NoBtf, &[KERNELS, EXACT]);
