@@ -13,7 +13,7 @@ use super::{kept::Kept, recipe::Recipe};
 use crate::process::{self, is_installed, output, root, target_dir};
 
 /// Makes them; what it says is their recipe.
-const SCRIPT: &str = include_str!("control_plane.sh");
+pub(super) const SCRIPT: &str = include_str!("control_plane.sh");
 const SCRIPT_PATH: &str = "xtask/src/setup/control_plane.sh";
 
 /// Each with the argument that makes it say its version.

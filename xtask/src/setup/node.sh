@@ -16,7 +16,7 @@ packages=(
 # Nobody logs in, nothing is updated.
 masked=(
     getty.target serial-getty@ttyS0.service console-getty.service systemd-logind.service
-    apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service
+    proc-sys-fs-binfmt_misc.automount apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service
     systemd-networkd.service systemd-resolved.service systemd-timesyncd.service
 )
 size=900M
@@ -68,7 +68,7 @@ files() {
     printf '127.0.0.1 localhost\n127.0.1.1 node\n' >"$root/etc/hosts"
     # There is no name to ask for but those in images' own files.
     : >"$root/etc/resolv.conf"
-    ln -sf /proc/self/mounts "$root/etc/mtab"
+    ln -sf ../proc/self/mounts "$root/etc/mtab"
     mkdir -p "$root/mnt" "$root/opt"
     write /etc/systemd/journald.conf.d/node.conf <<'CONF'
 [Journal]
@@ -128,14 +128,9 @@ UNIT
 }
 
 network() {
-    # qemu's user network, without asking it: its addresses are always these.
     write /usr/local/sbin/node-network 755 <<'SH'
 #!/bin/sh
 set -eu
-for path in /sys/class/net/e*; do device=${path##*/}; done
-ip link set "$device" up
-ip address add 10.0.2.15/24 dev "$device"
-ip route add default via 10.0.2.2
 # The world outside of the cluster: a namespace that has every address of 198.51.100.0/24 (TEST-NET-2).
 ip netns add world
 ip link add world0 type veth peer name eth0 netns world
