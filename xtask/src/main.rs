@@ -1,4 +1,4 @@
-//! The project's chores: `cargo xtask setup | lint | test | vm | e2e | manifests | demo | bench | image`.
+//! The project's chores: `cargo xtask setup | lint | test | vm | e2e | node | manifests | demo | bench | image`.
 //!
 //! It depends on nothing that needs the compiler for the kernel programs, for it is what fetches that compiler.
 
@@ -10,6 +10,7 @@ mod image;
 mod kernel;
 mod lint;
 mod manifests;
+mod node;
 mod process;
 mod setup;
 mod test;
@@ -43,6 +44,17 @@ enum Verb {
     },
     /// Run the whole-system tests on other kernels, in qemu: `vm --kernel 6.12 -- meter`.
     Vm(vm::Matrix),
+    /// Run the scenarios on a whole node, in a guest that is made first if need be (needs root).
+    Node {
+        /// Write the times that it took into docs/node.md.
+        #[arg(long)]
+        docs: bool,
+        /// Start a node to look at instead: run what comes on stdin, a line each, in the guest, or with `kubectl`.
+        #[arg(long, conflicts_with_all = ["docs", "args"])]
+        shell: bool,
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
     /// Render and test what an operator applies: kustomize, the chart, alerts, the dashboard.
     Manifests {
         #[arg(last = true)]
@@ -78,6 +90,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Test { long, args } => test::run(*long, args),
         Verb::E2e { args } => e2e::run(args),
         Verb::Vm(matrix) => vm::run(matrix),
+        Verb::Node { docs, shell, args } => node::run(*docs, *shell, args),
         Verb::Manifests { args } => manifests::run(args),
         Verb::Demo { args } => demo::run(args),
         Verb::Bench { args } => bench::run(args),

@@ -57,6 +57,17 @@ fn the_pods_root_is_found_up_to_three_levels_deep() {
 }
 
 #[test]
+fn of_two_pods_roots_the_one_with_containers_is_taken() {
+    let slice = format!("kubepods.slice/kubepods-pod{UID}.slice");
+    let shadow = format!("kubepods/burstable/pod{}", UID.replace('_', "-"));
+    let tree = Tree::new("two-roots", &[shadow, slice.clone()]);
+    let find = || tree.watched(None, &[]).find_pods_root().expect("a tree");
+    assert_eq!(find(), None, "there is no saying yet");
+    fs::create_dir(tree.0.join(format!("{slice}/cri-containerd-{}.scope", id("a")))).expect("a folder");
+    assert_eq!(find().as_deref(), Some("kubepods.slice"));
+}
+
+#[test]
 fn a_given_pods_root_is_used_once_it_is_there() {
     let tree = Tree::new("given", &["kubepods".into(), "mine".into()]);
     assert_eq!(tree.watched(Some("mine"), &[]).find_pods_root().expect("a tree").as_deref(), Some("mine"));
