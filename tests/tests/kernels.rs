@@ -52,8 +52,8 @@ fn the_verifiers_work_has_not_grown_unnoticed() -> Result<()> {
     let mut programs = Programs::load(Options { object: OBJECT, slots: 2, log: false, pins: None })?;
     let mut found = Vec::new();
     for (name, hook) in [
-        ("egress", Hook::Egress),
-        ("ingress", Hook::Ingress),
+        ("meter_egress", Hook::Egress),
+        ("meter_ingress", Hook::Ingress),
         ("police_egress", Hook::Egress),
         ("police_ingress", Hook::Ingress),
     ] {
