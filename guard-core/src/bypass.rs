@@ -25,8 +25,9 @@ const HEADERS: u64 = 72;
 /// What the kernel sends by itself, in bytes per second: ARP and neighbour discovery above all.
 pub const NOISE: u64 = 1 << 10;
 
-/// One part in so many of what the meters counted: they may miss fragments' headers, 48 in 1,500 bytes at the most.
-pub const SHARE: u64 = 32;
+/// One part in so many of what the meters counted: they may miss fragments' headers, 48 in 1,280 bytes at the most (IPv6's, and
+/// the least that it lets a link carry).
+pub const SHARE: u64 = 25;
 
 /// Bytes that are forgiven at any time.
 pub const SLACK: u64 = 64 << 10;
@@ -140,7 +141,9 @@ impl Gap {
         let explained = u128::from(metered) + u128::from(metered.div_ceil(SHARE)) + unmetered + noise + frames;
         let signed = |bytes: u128| i128::try_from(bytes).unwrap_or(i128::MAX);
         let balance = self.balance.saturating_add(i128::from(sent.bytes)).saturating_sub(signed(explained));
-        let least = -i128::from(SLACK.saturating_add(between(skew, metered)));
+        // With the headers that the meters may have missed: they are on the interface with the rest, in the next reading.
+        let late = between(skew, metered.saturating_add(metered.div_ceil(SHARE)));
+        let least = -i128::from(SLACK.saturating_add(late));
         // What was received between the readings may still be missing from what explains an answer.
         let most = i128::from(between(skew, taken));
         let told = balance.saturating_sub(most).max(0);

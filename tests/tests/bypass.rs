@@ -3,7 +3,7 @@
 use std::{thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use guard_agent::core::bypass::{NOISE, SLACK};
+use guard_agent::core::bypass::{NOISE, SHARE, SLACK};
 use guard_tests::{
     eventually,
     limits::{BREACHED, CONTAINED, metric, wait_for},
@@ -133,9 +133,9 @@ fn it_is_found_beside_a_stream_at_full_speed() -> Result<()> {
     stream.finish()?;
     sink.finish()?;
     let metered = world.read(&[&container])?.metered.tx.bytes - before;
-    // A part in 32, the headers of segments (52 in 1,448 bytes) and of received acknowledgements (72 for each two
+    // A part in 25, the headers of segments (52 in 1,448 bytes) and of received acknowledgements (72 for each two
     // segments), and what may pass between two readings.
-    let forgiven = metered / 32 + metered * 52 / 1448 + metered * 72 / 2896 + SLACK + 30 * NOISE + (16 << 20);
+    let forgiven = metered / SHARE + metered * 52 / 1448 + metered * 72 / 2896 + SLACK + 30 * NOISE + (16 << 20);
     ensure!(forgiven < sent / 2, "this would show nothing: {forgiven} of {sent}");
     assert_told(&world, sent, forgiven)
 }
