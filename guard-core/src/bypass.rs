@@ -25,8 +25,9 @@ const HEADERS: u64 = 72;
 /// What the kernel sends by itself, in bytes per second: ARP and neighbour discovery above all.
 pub const NOISE: u64 = 1 << 10;
 
-/// One part in so many of what the meters counted: they may miss fragments' headers, 48 in 1,500 bytes at the most.
-pub const SHARE: u64 = 32;
+/// One part in so many of what the meters counted: they may miss fragments' headers, 48 in 1,280 bytes at the most (IPv6's
+/// smallest MTU, RFC 8200).
+pub const SHARE: u64 = 24;
 
 /// Bytes that are forgiven at any time.
 pub const SLACK: u64 = 64 << 10;

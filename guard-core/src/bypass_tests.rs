@@ -21,7 +21,7 @@ struct World {
 enum Event {
     /// Plain packets of this size, this many.
     Sends(u64, u64),
-    /// Of a datagram in fragments the meter may miss a header of 48 bytes in 1,500.
+    /// Of a datagram in fragments the meter may miss a header of 48 bytes in 1,280.
     Fragments(u64),
     /// A super-packet of so many segments with this payload each.
     Segments(u64, u64),
@@ -56,9 +56,9 @@ impl World {
                 out(&mut self.uplink.sent, size * count, count);
             }
             Event::Fragments(count) => {
-                sent.bytes[1] += 1452 * count;
+                sent.bytes[1] += 1232 * count;
                 sent.packets[1] += 1;
-                out(&mut self.uplink.sent, 1500 * count, count);
+                out(&mut self.uplink.sent, 1280 * count, count);
             }
             Event::Segments(count, payload) => {
                 sent.bytes[1] += count * (payload + 52);
@@ -193,6 +193,18 @@ fn what_was_metered_is_not_saved_up_for_later() {
     // ... excuses no more than anything else does.
     assert_eq!(gap.take(&reading(3, 1 << 20, 0)), Ok((1 << 20) - SLACK - NOISE));
     assert_eq!(gap.take(&reading(4, 2 << 20, 0)), Ok((1 << 20) - NOISE));
+}
+
+#[test]
+fn fragments_of_the_smallest_mtu_are_never_told_however_many_there_are() {
+    let mut gap = Gap::new(&reading(0, 0, 0));
+    for second in 1..100 {
+        // Of which the meter sees the datagrams only.
+        let sent = Frames { bytes: (1280 + ETHERNET) * 1_000_000 * second, packets: 1_000_000 * second };
+        let mut next = reading(second, 0, 1232 * 1_000_000);
+        next.uplink.sent = sent;
+        assert_eq!(gap.take(&next), Ok(0), "{second}");
+    }
 }
 
 #[test]
