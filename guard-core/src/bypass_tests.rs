@@ -196,6 +196,18 @@ fn what_was_metered_is_not_saved_up_for_later() {
 }
 
 #[test]
+fn fragments_of_the_smallest_mtu_are_never_told_however_many_there_are() {
+    let mut gap = Gap::new(&reading(0, 0, 0));
+    for second in 1..100 {
+        // Of which the meter sees the datagrams only.
+        let sent = Frames { bytes: (1280 + ETHERNET) * 1_000_000 * second, packets: 1_000_000 * second };
+        let mut next = reading(second, 0, 1232 * 1_000_000);
+        next.uplink.sent = sent;
+        assert_eq!(gap.take(&next), Ok(0), "{second}");
+    }
+}
+
+#[test]
 fn what_is_sent_between_the_readings_is_counted_once_whatever_comes_first() {
     let mut gap = Gap::new(&reading(0, 0, 0));
     // Metered in this reading, on the interface in the next one: at most what 100 Gbit/s are in 0.1 ms.

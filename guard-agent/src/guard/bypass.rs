@@ -84,6 +84,8 @@ pub(super) struct Bypass {
     looked: u64,
     /// Since when units are known to have containers without a meter.
     unmetered: HashMap<Key, u64>,
+    /// When the last walk that read the whole tree began: it says again who has no meter.
+    pub(super) walked: u64,
     /// What was said of all of them.
     said: BTreeSet<String>,
 }
@@ -108,12 +110,6 @@ impl Unwatched {
             Self::Past => "what it receives does not come by its interface (eBPF host routing)",
             Self::Unmetered => "not all of its containers have a meter",
         }
-    }
-}
-
-impl State {
-    fn is_new(&self) -> bool {
-        matches!(self, Self::Not(Unwatched::New))
     }
 }
 
@@ -162,7 +158,7 @@ impl Bypass {
         let uplinks =
             Uplinks::open(node).inspect_err(|error| warn!("bypass is not watched: no netlink socket: {error}"));
         let (units, unmetered) = (BTreeMap::new(), HashMap::new());
-        Self { uplinks: uplinks.ok(), units, looked: 0, unmetered, said: BTreeSet::new() }
+        Self { uplinks: uplinks.ok(), units, looked: 0, unmetered, walked: 0, said: BTreeSet::new() }
     }
 
     fn say(&mut self, text: String) {
@@ -189,8 +185,14 @@ impl Bypass {
 
     /// A container has no meter: what it sends is not told from what bypasses.
     pub(super) fn unmetered(&mut self, path: &str) {
-        let key = identity::container(path).map_or_else(|| path.into(), |identity| identity.pod_uid.into());
-        self.unmetered.insert(key, clock::boottime());
+        self.unmetered.insert(key(path), clock::boottime());
+    }
+
+    /// A container has got its meter some time after it was made. What it sent until then bypassed nothing.
+    pub(super) fn late(&mut self, path: &str) {
+        if let Some(Unit { state: State::Watched { gap, .. }, .. }) = self.units.get_mut(&key(path)) {
+            *gap = None;
+        }
     }
 
     /// Takes over who there is. Returns what the meters of each say.
@@ -226,7 +228,8 @@ impl Bypass {
 
     /// Finds out who has which interface, if it is time.
     fn look(&mut self, root: &std::path::Path, now: u64) {
-        self.unmetered.retain(|_, since| now.saturating_sub(*since) < UNMETERED);
+        // Walks may fail, and the node may have been suspended: time alone gives nobody a meter.
+        self.unmetered.retain(|_, since| now.saturating_sub(*since) < UNMETERED || *since >= self.walked);
         for key in self.unmetered.keys() {
             if let Some(unit) = self.units.get_mut(key).filter(|unit| !unit.is_past()) {
                 unit.leave(Unwatched::Unmetered);
@@ -235,7 +238,7 @@ impl Bypass {
         let since = now.saturating_sub(self.looked);
         let is_new = |unit: &Unit| {
             let is_young = now.saturating_sub(unit.since) < NEW;
-            is_young && unit.state.is_new() && !unit.attached.is_empty()
+            is_young && matches!(unit.state, State::Not(Unwatched::New)) && !unit.attached.is_empty()
         };
         let is_new = self.units.values().any(is_new);
         if self.uplinks.is_none() || since < LOOK_NEW || (since < LOOK && !is_new) {
@@ -345,6 +348,11 @@ impl Unit {
     }
 }
 
+/// Whose a cgroup is.
+fn key(path: &str) -> Key {
+    identity::container(path).map_or_else(|| path.into(), |identity| identity.pod_uid.into())
+}
+
 fn labels(owner: &Owner) -> Labels {
     let Labels { namespace, pod, container } = owner.labels.clone();
     Labels { namespace, pod, container: if owner.extra { container } else { String::new() } }
@@ -382,3 +390,7 @@ impl Guard {
         told.collect()
     }
 }
+
+#[cfg(test)]
+#[path = "bypass_tests.rs"]
+mod tests;

@@ -20,6 +20,17 @@ impl Guard {
     /// Reads all counters, decides, and publishes what they say.
     pub fn sample(&mut self) -> Result<(), MeterError> {
         let timer = self.metrics.sample_seconds.start_timer();
+        let lost = self.kernel.events_lost()?;
+        let overflowed = lost - mem::replace(&mut self.events_lost, lost);
+        self.metrics.events_lost.inc_by(overflowed);
+        if overflowed > 0 {
+            warn!(events = overflowed, "kernel events were lost; walking the tree instead");
+            self.until_walk.is_wanted = true;
+        }
+        // First of all: what somebody sends who has no meter yet would be taken for a bypass.
+        if self.until_walk.is_wanted {
+            self.walk()?;
+        }
         let before = self.ledger.sampled_at();
         let interfaces = self.bypass.read();
         let raw = self.kernel.read(0, self.ledger.in_use())?;
@@ -32,13 +43,6 @@ impl Guard {
         self.compare(interfaces.as_ref(), before, now);
         self.decide(now, now.saturating_sub(before));
         self.keep_names(now);
-        let lost = self.kernel.events_lost()?;
-        let overflowed = lost - mem::replace(&mut self.events_lost, lost);
-        self.metrics.events_lost.inc_by(overflowed);
-        if overflowed > 0 {
-            warn!(events = overflowed, "kernel events were lost; walking the tree instead");
-            self.walk()?;
-        }
         let programs = if meters::stats_enabled() { Some(self.kernel.program_stats()?) } else { None };
         let standing = |id: u64| Standing {
             breached: self.judge.open().any(|breach| breach.container.0 == id),

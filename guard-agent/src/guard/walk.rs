@@ -91,6 +91,7 @@ impl Guard {
 
     /// As [`Self::walk`], but says if the tree cannot be read.
     pub fn try_walk(&mut self) -> Result<(), GuardError> {
+        let began = clock::boottime();
         self.until_walk = UntilWalk::default();
         self.find_pods_root()?;
         let found = self.watched.walk(self.pods_root_path())?;
@@ -104,6 +105,7 @@ impl Guard {
             self.reconcile(&found.path, None)?;
         }
         self.forget_refused();
+        self.bypass.walked = began;
         self.mend()
     }
 
@@ -178,6 +180,8 @@ impl Guard {
         if let Some(made_at) = made_at {
             let nanos = clock::monotonic().saturating_sub(made_at);
             self.metrics.attach_seconds.observe(nanos as f64 / 1e9);
+        } else {
+            self.bypass.late(&path);
         }
         debug!(cgroup = path, slot = slot.0, "metered");
         self.refused.remove(&cgroup_id);

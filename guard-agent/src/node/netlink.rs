@@ -43,6 +43,14 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Netns(i32);
 
+#[cfg(test)]
+impl Netns {
+    /// The one with this number.
+    pub fn numbered(number: i32) -> Self {
+        Self(number)
+    }
+}
+
 /// An interface of which the other end is in another network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
