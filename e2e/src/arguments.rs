@@ -40,11 +40,15 @@ pub(crate) fn etcd(port: u16, peer_port: u16) -> Vec<String> {
 pub(crate) fn api(port: u16, etcd_port: u16, options: &Options) -> Vec<String> {
     let (certificate, key) = credentials::SERVER;
     let (signing, public) = credentials::SERVICE_ACCOUNTS;
-    // New nodes would be tainted until a controller has looked at them, which is left out.
-    let mut without = "TaintNodesByCondition".to_owned();
-    if !has_tokens(options.controllers) {
-        without.push_str(",ServiceAccount");
+    let mut without = vec![];
+    // New nodes would be tainted until a controller has looked at them.
+    if !options.controllers.contains(&"nodelifecycle") {
+        without.push("TaintNodesByCondition");
     }
+    if !has_tokens(options.controllers) {
+        without.push("ServiceAccount");
+    }
+    let (kubelets_client, kubelets_key) = credentials::KUBELETS_CLIENT;
     let mut all = arguments([
         &format!("--etcd-servers=http://127.0.0.1:{etcd_port}"),
         &format!("--secure-port={port}"),
@@ -62,7 +66,9 @@ pub(crate) fn api(port: u16, etcd_port: u16, options: &Options) -> Vec<String> {
         "--service-account-issuer=https://kubernetes.default.svc",
         &format!("--service-account-signing-key-file={signing}"),
         &format!("--service-account-key-file={public}"),
-        &format!("--disable-admission-plugins={without}"),
+        &format!("--disable-admission-plugins={}", without.join(",")),
+        &format!("--kubelet-client-certificate={kubelets_client}"),
+        &format!("--kubelet-client-key={kubelets_key}"),
         &format!("--audit-policy-file={AUDIT_POLICY}"),
         &format!("--audit-log-path={AUDIT_LOG}"),
         // One file: it is read as a whole.
@@ -87,9 +93,18 @@ pub(crate) fn controller_manager(controllers: &[&str]) -> Vec<String> {
     ])
 }
 
+pub(crate) fn scheduler() -> Vec<String> {
+    arguments([
+        &format!("--kubeconfig={}", kubeconfig_file("scheduler")),
+        "--leader-elect=false",
+        "--port=0",
+        "--secure-port=0",
+    ])
+}
+
 /// Ports that nobody listens on. They lie below those that the kernel gives to outgoing connections, so they stay free also
 /// while a server is restarted, and begin elsewhere for each process.
-pub(crate) fn ports<const N: usize>() -> Result<[u16; N]> {
+pub fn ports<const N: usize>() -> Result<[u16; N]> {
     static TRIED: AtomicU16 = AtomicU16::new(0);
     const FIRST: u16 = 20_000;
     const COUNT: u16 = 12_000;

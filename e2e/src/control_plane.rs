@@ -3,6 +3,7 @@
 use std::{
     env, fs,
     io::Write as _,
+    net::IpAddr,
     ops::Range,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -56,6 +57,29 @@ pub const CONTROLLERS: &[&str] = &[
     "statefulset",
 ];
 
+/// Those of [`CONTROLLERS`], and those that a node with a kubelet takes.
+pub const NODE_CONTROLLERS: &[&str] = &[
+    "cronjob",
+    "daemonset",
+    "deployment",
+    "disruption",
+    "endpoint",
+    "endpointslice",
+    "endpointslicemirroring",
+    "garbagecollector",
+    "job",
+    "namespace",
+    "nodelifecycle",
+    "podgc",
+    "replicaset",
+    "replicationcontroller",
+    "resourcequota",
+    "root-ca-cert-publisher",
+    "serviceaccount",
+    "serviceaccount-token",
+    "statefulset",
+];
+
 /// What a control plane consists of.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -63,12 +87,16 @@ pub struct Options {
     pub controllers: &'static [&'static str],
     /// More arguments of the API server.
     pub api_arguments: Vec<String>,
+    /// Whether there is a scheduler.
+    pub scheduler: bool,
+    /// Under which addresses the API server is known, besides its own.
+    pub addresses: Vec<IpAddr>,
 }
 
 impl Default for Options {
     /// All of [`CONTROLLERS`].
     fn default() -> Self {
-        Self { controllers: CONTROLLERS, api_arguments: vec![] }
+        Self { controllers: CONTROLLERS, api_arguments: vec![], scheduler: false, addresses: vec![] }
     }
 }
 
@@ -84,6 +112,7 @@ pub struct ControlPlane {
 
 #[derive(Debug)]
 struct Components {
+    scheduler: Option<Component>,
     controller_manager: Option<Component>,
     api: Component,
     etcd: Component,
@@ -106,7 +135,7 @@ impl ControlPlane {
         );
         let folder = Folder::make()?;
         let path = folder.path();
-        credentials::write(path)?;
+        credentials::write(path, &options.addresses)?;
         fs::write(path.join(AUDIT_POLICY), audit::POLICY)?;
         let [etcd_port, peer_port, api_port] = arguments::ports()?;
         let new = |name, arguments: Vec<String>| Component::new(path, &programs.join(name), name, arguments);
@@ -115,16 +144,21 @@ impl ControlPlane {
             api: new("kube-apiserver", arguments::api(api_port, etcd_port, &options)),
             controller_manager: (!options.controllers.is_empty())
                 .then(|| new("kube-controller-manager", arguments::controller_manager(options.controllers))),
+            scheduler: options.scheduler.then(|| new("kube-scheduler", arguments::scheduler())),
         };
         let url = format!("https://127.0.0.1:{api_port}");
         let plane = Self { components: Mutex::new(components), folder, programs, url };
         plane.kubeconfig("controller-manager", &credentials::token(credentials::CONTROLLER_MANAGER))?;
+        plane.kubeconfig("scheduler", &credentials::token(credentials::SCHEDULER))?;
         plane.kubeconfig("admin", &credentials::token(credentials::ADMIN))?;
         plane.components().etcd.start()?;
         plane.components().api.start()?;
         plane.api_ready().await?;
         if plane.components().controller_manager.is_some() {
             plane.start_controller_manager()?;
+        }
+        if let Some(scheduler) = &mut plane.components().scheduler {
+            scheduler.start()?;
         }
         if arguments::has_tokens(options.controllers) {
             service_account(&plane.admin().await?, "default", "default").await?;
@@ -184,6 +218,16 @@ impl ControlPlane {
     /// Where the API server is.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The folder of the programs: those of the control plane, kubectl, and those of a node.
+    pub fn programs(&self) -> &Path {
+        &self.programs
+    }
+
+    /// The token of one of the users that the API server knows without asking anybody.
+    pub fn user(&self, user: &str) -> String {
+        credentials::token(user)
     }
 
     /// Runs `kubectl` as the administrator and returns what it prints; `input` is what it reads for `-f -`.

@@ -4,11 +4,11 @@
 //! `cargo xtask e2e` builds the servers and runs these tests. Everything that a [`ControlPlane`] starts and writes is gone when
 //! it is dropped, and also when its test process is killed.
 
-mod arguments;
+pub mod arguments;
 pub mod audit;
 mod component;
 pub mod control_plane;
-mod credentials;
+pub mod credentials;
 pub mod fleet;
 pub mod installation;
 pub mod kubelet;

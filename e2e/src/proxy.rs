@@ -29,12 +29,20 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
     sync::{Notify, watch},
     task::{JoinHandle, JoinSet},
 };
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        self, ServerConfig,
+        pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    },
+};
 
-use crate::eventually;
+use crate::{ControlPlane, credentials, eventually};
 
 /// What becomes of one eviction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +64,7 @@ pub enum Fault {
     HoldAnswer,
 }
 
-/// A proxy on loopback without TLS. Whoever asks through it has the identity of the token that comes with the request.
+/// A proxy on loopback, without TLS unless it is asked for. Whoever asks through it has the identity of the token that comes with the request.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -102,6 +110,21 @@ type AnyBody = UnsyncBoxBody<Bytes, kube::Error>;
 impl Proxy {
     /// Before the server that a kubeconfig names.
     pub async fn start(kubeconfig: &Path) -> Result<Self> {
+        Self::launch(kubeconfig, None).await
+    }
+
+    /// Before a control plane's API server, and taken for it: with its certificate.
+    pub async fn of(plane: &ControlPlane) -> Result<Self> {
+        let [certificate, key] = [credentials::SERVER.0, credentials::SERVER.1].map(|file| plane.folder().join(file));
+        let certificates = CertificateDer::pem_file_iter(&certificate)?.collect::<Result<_, _>>()?;
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(certificates, PrivateKeyDer::from_pem_file(&key)?)?;
+        Self::launch(&plane.kubeconfig_admin(), Some(TlsAcceptor::from(Arc::new(config)))).await
+    }
+
+    async fn launch(kubeconfig: &Path, tls: Option<TlsAcceptor>) -> Result<Self> {
         let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
         let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         config.auth_info = AuthInfo::default();
@@ -117,8 +140,13 @@ impl Proxy {
         });
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let task = tokio::spawn(serve(listener, Arc::clone(&shared)));
+        let task = tokio::spawn(serve(listener, tls, Arc::clone(&shared)));
         Ok(Self { address, shared, task })
+    }
+
+    /// The port on loopback.
+    pub fn port(&self) -> u16 {
+        self.address.port()
     }
 
     /// Writes a kubeconfig beside another one: the same identity, through the proxy.
@@ -196,19 +224,30 @@ impl Drop for Proxy {
     }
 }
 
-async fn serve(listener: TcpListener, shared: Arc<Shared>) -> Infallible {
+async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) -> Infallible {
     // Connections end with this task.
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
         // One that is gone before it is taken is nothing to end for.
         if let Ok((stream, _)) = listener.accept().await {
-            connections.spawn(connection(stream, Arc::clone(&shared)));
+            let (tls, shared) = (tls.clone(), Arc::clone(&shared));
+            connections.spawn(async move {
+                match tls {
+                    None => connection(stream, shared).await,
+                    Some(tls) => {
+                        // Who does not trust the certificate says so itself.
+                        if let Ok(stream) = tls.accept(stream).await {
+                            connection(stream, shared).await;
+                        }
+                    }
+                }
+            });
         }
     }
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, shared: Arc<Shared>) {
     let answer = service_fn(move |request| {
         let shared = Arc::clone(&shared);
         async move { shared.answer(request).await }

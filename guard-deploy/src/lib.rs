@@ -56,6 +56,20 @@ pub fn objects(text: &str) -> Result<Vec<Value>> {
 
 /// An overlay with components, as `kubectl apply -k` sends it.
 pub fn kustomize(overlay: &str, components: &[&str]) -> Result<String> {
+    render(overlay, components, "", None)
+}
+
+/// As [`kustomize`], with an image of one's own (`NAME:TAG`) and another policy file, as a user's own overlay says them.
+pub fn installation(overlay: &str, components: &[&str], image: &str, config: &str) -> Result<String> {
+    let (name, tag) = image.rsplit_once(':').with_context(|| format!("no tag: {image}"))?;
+    let more = format!(
+        "images:\n  - name: egress-guard\n    newName: {name}\n    newTag: {tag:?}\nconfigMapGenerator:\n  - name: \
+         egress-guard\n    namespace: egress-guard\n    behavior: merge\n    files: [config.yaml]\n"
+    );
+    render(overlay, components, &more, Some(config))
+}
+
+fn render(overlay: &str, components: &[&str], more: &str, config: Option<&str>) -> Result<String> {
     let folder = tempfile::tempdir()?;
     let place = folder.path().canonicalize()?;
     // A kustomization may name other folders, but only from where it is.
@@ -70,6 +84,10 @@ pub fn kustomize(overlay: &str, components: &[&str]) -> Result<String> {
     }
     for component in components {
         text.push_str(&from_here(&format!("components/{component}"))?);
+    }
+    text.push_str(more);
+    if let Some(config) = config {
+        fs::write(place.join("config.yaml"), config)?;
     }
     fs::write(place.join("kustomization.yaml"), text)?;
     run(KUBECTL, &["kustomize", &place.display().to_string()])

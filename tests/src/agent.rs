@@ -180,6 +180,15 @@ impl Drop for Setup {
 pub struct Metrics(pub BTreeMap<String, f64>);
 
 impl Metrics {
+    /// Reads the text format.
+    pub fn parse(text: &str) -> Result<Self> {
+        let series = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
+            let (series, value) = line.rsplit_once(' ').with_context(|| format!("not a series: {line}"))?;
+            Ok((series.to_owned(), value.parse()?))
+        });
+        Ok(Self(series.collect::<Result<_>>()?))
+    }
+
     /// The value of a series, written as in the text format.
     pub fn get(&self, series: &str) -> Option<u64> {
         self.0.get(series).map(|value| *value as u64)
@@ -253,12 +262,7 @@ impl Agent {
 
     /// The metrics as they are.
     pub fn scrape(&self) -> Result<Metrics> {
-        let text = self.get("/metrics")?;
-        let series = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
-            let (series, value) = line.rsplit_once(' ').with_context(|| format!("not a series: {line}"))?;
-            Ok((series.to_owned(), value.parse()?))
-        });
-        Ok(Metrics(series.collect::<Result<_>>()?))
+        Metrics::parse(&self.get("/metrics")?)
     }
 
     /// What `guard-agent list --json` says.

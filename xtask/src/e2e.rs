@@ -12,7 +12,7 @@ use crate::{
 pub(crate) const PACKAGE: &str = "guard-e2e";
 
 /// Where the tests find the API server.
-const CONTROL_PLANE: &str = "EGRESS_GUARD_CONTROL_PLANE";
+pub(crate) const CONTROL_PLANE: &str = "EGRESS_GUARD_CONTROL_PLANE";
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
     require_root("e2e")?;

@@ -43,10 +43,7 @@ pub(crate) fn run(check: bool, rebuild: bool) -> Result<()> {
     let (buildah, source) = (setup::buildah()?, Source::current()?);
     // What is missing is said before anything takes its time.
     let containerd = if check { Some(setup::containerd()?) } else { None };
-    let agent = build(root(), &target_dir(), &source)?;
-    let place = target_dir().join(format!("egress-guard-{}-{ARCHITECTURE}.oci.tar", env!("CARGO_PKG_VERSION")));
-    let archive = Archive::make(&buildah, &source, &agent, place)?;
-    println!("image: {archive}");
+    let (archive, agent) = pack(&buildah, &source)?;
     let Some(containerd) = containerd else { return Ok(()) };
     check::is_anonymous(&agent)?;
     let pack = |agent: &Path, folder: &Path| Archive::make(&buildah, &source, agent, folder.join("again.oci.tar"));
@@ -59,6 +56,21 @@ pub(crate) fn run(check: bool, rebuild: bool) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// The image, for tests that run it: where its archive is.
+pub(crate) fn make() -> Result<PathBuf> {
+    setup::toolchain()?;
+    let (archive, _) = pack(&setup::buildah()?, &Source::current()?)?;
+    Ok(archive.path)
+}
+
+fn pack(buildah: &setup::Unpacked, source: &Source) -> Result<(Archive, PathBuf)> {
+    let agent = build(root(), &target_dir(), source)?;
+    let place = target_dir().join(format!("egress-guard-{}-{ARCHITECTURE}.oci.tar", env!("CARGO_PKG_VERSION")));
+    let archive = Archive::make(buildah, source, &agent, place)?;
+    println!("image: {archive}");
+    Ok((archive, agent))
 }
 
 /// Builds the agent from the sources in `folder`, which leave no trace of where that is.

@@ -1,4 +1,4 @@
-//! The project's chores: `cargo xtask setup | lint | test | e2e | manifests | demo | bench | image`.
+//! The project's chores: `cargo xtask setup | lint | test | e2e | node | manifests | demo | bench | image`.
 //!
 //! It depends on nothing that needs the compiler for the kernel programs, for it is what fetches that compiler.
 
@@ -10,6 +10,7 @@ mod image;
 mod kernel;
 mod lint;
 mod manifests;
+mod node;
 mod process;
 mod setup;
 mod test;
@@ -37,6 +38,11 @@ enum Verb {
     },
     /// Run the tests against a real Kubernetes API server, which is built first if need be (needs root).
     E2e {
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Run the scenarios on a whole node, in a guest that is made first if need be (needs root).
+    Node {
         #[arg(last = true)]
         args: Vec<String>,
     },
@@ -74,6 +80,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Lint => lint::run(),
         Verb::Test { long, args } => test::run(*long, args),
         Verb::E2e { args } => e2e::run(args),
+        Verb::Node { args } => node::run(args),
         Verb::Manifests { args } => manifests::run(args),
         Verb::Demo { args } => demo::run(args),
         Verb::Bench { args } => bench::run(args),

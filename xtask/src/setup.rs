@@ -6,6 +6,7 @@ mod crates;
 mod fuzzer;
 mod kept;
 mod linker;
+mod node;
 mod recipe;
 mod renderers;
 mod toolchain;
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
-pub(crate) use self::renderers::Renderers;
+pub(crate) use self::{node::Node, renderers::Renderers};
 pub(crate) use unpacked::Unpacked;
 
 /// The verb.
@@ -48,6 +49,12 @@ pub(crate) fn fuzzer() -> Result<PathBuf> {
 /// For the tests against a Kubernetes API server: where its programs are.
 pub(crate) fn control_plane() -> Result<PathBuf> {
     control_plane::ensure()
+}
+
+/// For the tests on a whole node: what it is made of.
+pub(crate) fn node() -> Result<Node> {
+    report(&tools::ensure(&tools::GUESTS))?;
+    node::ensure()
 }
 
 /// For the manifests: where kubectl, Helm and promtool are.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     e2e,
     fuzz::Fuzzer,
-    manifests,
+    manifests, node,
     process::{self, cargo, program, require_root, with_agent},
     setup,
 };
@@ -36,7 +36,8 @@ pub(crate) fn run(long: bool, args: &[String]) -> Result<()> {
 fn ordinary(args: &[String]) -> Result<()> {
     build_agents()?;
     if args.is_empty() {
-        let others = [WHOLE_SYSTEM, e2e::PACKAGE, manifests::TESTS].map(|package| ["--exclude", package]);
+        let others =
+            [WHOLE_SYSTEM, e2e::PACKAGE, node::PACKAGE, manifests::TESTS].map(|package| ["--exclude", package]);
         process::run(cargo().args(["test", "--workspace"]).args(others.as_flattened()))?;
     }
     if !args.is_empty() {

@@ -1,4 +1,4 @@
-//! The programs of a Kubernetes control plane, and kubectl, for the tests that want a real API server.
+//! The programs of a Kubernetes control plane, of a node, and kubectl, for the tests that want a real API server.
 //!
 //! Nobody packages an API server for Debian, but Debian has the source: the newest that it has is Kubernetes 1.20.2.
 
@@ -13,14 +13,17 @@ use super::{kept::Kept, recipe::Recipe};
 use crate::process::{self, is_installed, output, root, target_dir};
 
 /// Makes them; what it says is their recipe.
-const SCRIPT: &str = include_str!("control_plane.sh");
+pub(super) const SCRIPT: &str = include_str!("control_plane.sh");
 const SCRIPT_PATH: &str = "xtask/src/setup/control_plane.sh";
 
 /// Each with the argument that makes it say its version.
-const PROGRAMS: [(&str, &[&str]); 4] = [
+const PROGRAMS: [(&str, &[&str]); 7] = [
     ("etcd", &["--version"]),
     ("kube-apiserver", &["--version"]),
     ("kube-controller-manager", &["--version"]),
+    ("kube-scheduler", &["--version"]),
+    ("kubelet", &["--version"]),
+    ("kube-proxy", &["--version"]),
     ("kubectl", &["version", "--client"]),
 ];
 

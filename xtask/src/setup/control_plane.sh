@@ -1,7 +1,8 @@
 #!/bin/bash
-# control_plane.sh FOLDER: builds kube-apiserver, kube-controller-manager and kubectl from Debian's source package of
-# Kubernetes with Debian's Go, and puts them and Debian's etcd into FOLDER/bin. It installs nothing and needs neither root
-# nor a C compiler: packages are unpacked, not installed, and apt gets lists and a cache of its own beneath FOLDER.
+# control_plane.sh FOLDER: builds the programs of a control plane, kubectl, and those of a node (kubelet, kube-proxy) from
+# Debian's source package of Kubernetes with Debian's Go, and puts them and Debian's etcd into FOLDER/bin. It installs nothing
+# and needs neither root nor a C compiler: packages are unpacked, not installed, and apt gets lists and a cache of its own
+# beneath FOLDER.
 set -euo pipefail
 
 suite=bookworm
@@ -11,7 +12,7 @@ version=1.20.2
 commit=faecb196815e248d3ecfb03c680a4507229c2a56
 tarball=kubernetes_1.20.5+really1.20.2.orig.tar.gz
 tarball_sha256=b83c0780efb182d928dc63d46488a847f161f04e40a94b96bf5247dd671ecdfc
-commands=(kube-apiserver kube-controller-manager kubectl)
+commands=(kube-apiserver kube-controller-manager kube-scheduler kubectl kubelet kube-proxy)
 
 out=$(cd "$1" && pwd)
 work=$out/work
@@ -64,6 +65,11 @@ replace_reflect2() {
     cp "$root"/usr/share/gocode/src/github.com/modern-go/reflect2/*.go $vendored/
 }
 
+# The kubelet's look-ups of credentials at cloud vendors' registries; their libraries are not in Debian's tarball.
+remove_vendors() {
+    sed --in-place '/pkg\/credentialprovider\/\(aws\|azure\|gcp\)"/d' cmd/kubelet/app/plugins.go
+}
+
 use_go() {
     mkdir -p "$work/tmp"
     export GOROOT=$root/usr/lib/go-1.19 GOPATH=$work/gopath GOCACHE=$work/gocache GOTMPDIR=$work/tmp
@@ -106,6 +112,7 @@ prepare_apt
 download
 say "downloaded Kubernetes $version, Go and etcd"
 replace_reflect2
+remove_vendors
 use_go
 generate_openapi
 say "compiling ${commands[*]}: minutes, once"

@@ -26,6 +26,18 @@ pub(super) fn ensure(tools: &[Tool]) -> Vec<String> {
     tools.iter().filter(|tool| !is_installed(tool.program)).filter_map(|tool| install(tool).err()).collect()
 }
 
+/// What makes guests' disks and runs them.
+pub(super) const GUESTS: [Tool; 8] = [
+    Tool { program: "busybox", packages: &["busybox-static"] },
+    Tool { program: "dash", packages: &["dash"] },
+    Tool { program: "depmod", packages: &["kmod"] },
+    Tool { program: "mkfs.ext4", packages: &["e2fsprogs"] },
+    Tool { program: "mmdebstrap", packages: &["mmdebstrap"] },
+    Tool { program: "qemu-system-x86_64", packages: &["qemu-system-x86"] },
+    Tool { program: "setpriv", packages: &["util-linux"] },
+    Tool { program: "xz", packages: &["xz-utils"] },
+];
+
 fn install(tool: &Tool) -> Result<(), String> {
     let Tool { program, packages } = tool;
     let names = packages.join(" ");

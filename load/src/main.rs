@@ -1,0 +1,136 @@
+//! `load`: the only program in the images of the whole-node tests' pods. It serves HTTP, polls a service, and sends what it
+//! is told to.
+//!
+//! ```text
+//! load pause                                      waits to be ended
+//! load serve [--port 8080] [--send TO,SIZE,RATE]... [--poll IP:PORT [--every MS]]
+//! load send TO,SIZE,RATE,SECONDS                  sends and ends
+//! load get IP:PORT/PATH                           prints the answer, fails unless it is 200
+//! load nest NAME ARGUMENTS...                     goes on with ARGUMENTS in a cgroup of this name beneath its own
+//! load world                                      takes everything that comes: UDP 9100, TCP 9101, HTTP 80
+//! ```
+//!
+//! TO is `udp:IP:PORT` or `tcp:IP:PORT`, SIZE the payload of a datagram or write in bytes, RATE payload bytes per second.
+//!
+//! What `serve` answers: `/` its host's name; `/send?TO,SIZE,RATE` begins a stream, in the place of the one to the same
+//! address, and says when (Unix time in nanoseconds); `/stop` ends all streams; `/sent` what they have sent so far, and
+//! `/polled` what the poll found, both as JSON.
+
+mod http;
+mod poll;
+mod stream;
+
+use std::{
+    fs,
+    net::{TcpListener, UdpSocket},
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::{
+    poll::Poll,
+    stream::{Order, Streams},
+};
+
+fn main() -> Result<()> {
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register_conditional_shutdown(signal, 0, Arc::new(AtomicBool::new(true)))?;
+    }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    run(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn run(arguments: &[&str]) -> Result<()> {
+    match arguments {
+        [] | ["pause"] => pause(),
+        ["serve", options @ ..] => serve(options),
+        ["send", order] => send(order),
+        ["get", url] => {
+            print!("{}", http::get(url, Duration::from_secs(30))?);
+            Ok(())
+        }
+        ["nest", name, rest @ ..] => nest(name).and_then(|()| run(rest)),
+        ["world"] => world(),
+        _ => bail!("no such arguments: {arguments:?}"),
+    }
+}
+
+fn pause() -> Result<()> {
+    loop {
+        thread::park();
+    }
+}
+
+fn serve(mut options: &[&str]) -> Result<()> {
+    let (mut port, mut every, mut polled) = (8080, Duration::from_millis(200), None);
+    let streams = Arc::new(Streams::default());
+    while let [name, value, rest @ ..] = options {
+        match *name {
+            "--port" => port = value.parse()?,
+            "--every" => every = Duration::from_millis(value.parse()?),
+            "--poll" => polled = Some(*value),
+            "--send" => drop(streams.begin(value.parse()?)?),
+            _ => bail!("no such option: {name}"),
+        }
+        options = rest;
+    }
+    ensure!(options.is_empty(), "an option without a value: {options:?}");
+    let poll = Arc::new(Poll::default());
+    if let Some(address) = polled {
+        let (poll, address) = (Arc::clone(&poll), address.to_owned());
+        thread::spawn(move || poll.run(&address, every));
+    }
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").context("read the host's name")?;
+    let listener = TcpListener::bind(("0.0.0.0", port)).with_context(|| format!("bind port {port}"))?;
+    http::serve(&listener, move |path, query| match path {
+        "/" => Ok(host.clone()),
+        "/send" => streams.begin(query.parse()?).map(|began| format!("{began}\n")),
+        "/stop" => streams.stop().map(|()| "stopped\n".to_owned()),
+        "/sent" => Ok(streams.json()),
+        "/polled" => Ok(poll.json()),
+        _ => bail!("nothing is at {path}"),
+    })
+}
+
+/// `TO,SIZE,RATE,SECONDS`
+fn send(order: &str) -> Result<()> {
+    let (order, seconds) = order.rsplit_once(',').context("no seconds")?;
+    let order: Order = order.parse()?;
+    let streams = Streams::default();
+    streams.begin(order)?;
+    thread::sleep(Duration::from_secs_f64(seconds.parse()?));
+    streams.stop()?;
+    print!("{}", streams.json());
+    Ok(())
+}
+
+/// The container's own cgroup is the root of its cgroup namespace. It must be mounted writable, as it is for privileged
+/// containers.
+fn nest(name: &str) -> Result<()> {
+    let cgroup = Path::new("/sys/fs/cgroup").join(name);
+    fs::create_dir_all(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
+    fs::write(cgroup.join("cgroup.procs"), "0").with_context(|| format!("enter {}", cgroup.display()))
+}
+
+fn world() -> Result<()> {
+    let udp = UdpSocket::bind("0.0.0.0:9100").context("bind UDP 9100")?;
+    thread::spawn(move || {
+        let mut buffer = vec![0; 65536];
+        loop {
+            // What arrives here is not of interest.
+            let _taken = udp.recv(&mut buffer);
+        }
+    });
+    let sink = TcpListener::bind("0.0.0.0:9101").context("bind TCP 9101")?;
+    thread::spawn(move || {
+        for mut stream in sink.incoming().flatten() {
+            thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
+        }
+    });
+    http::serve(&TcpListener::bind("0.0.0.0:80").context("bind TCP 80")?, |_, _| Ok("world\n".to_owned()))
+}

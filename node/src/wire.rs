@@ -1,0 +1,75 @@
+//! What a pod's interface counted: the host's end of its veth pair, read in the guest.
+
+use anyhow::{Context as _, Result, ensure};
+use guard_tests::net::{Interface, Wire as Counted};
+
+use crate::Node;
+
+const ETHERNET_HEADER: u64 = 14;
+
+/// The interface of a pod.
+#[derive(Clone, Debug)]
+pub struct Wire<'a> {
+    node: &'a Node,
+    /// The host's end.
+    pub device: String,
+    /// The pod's network namespace, in `/run/netns`.
+    pub namespace: String,
+}
+
+/// Finds the network namespace that has the address, and the other end of its `eth0`. Then sees to it that nothing is on that
+/// wire but what the pod's processes send and receive, and as a wire has it: no segmentation offload, and no ARP, for the
+/// neighbours are known for good.
+const FIND: &str = r#"
+set -eu
+for path in /run/netns/cni-*; do
+    ns=${path##*/}
+    ip -n "$ns" -4 -o address show dev eth0 | grep -q " inet $ADDRESS/" || continue
+    peer=$(ip -n "$ns" -o link show dev eth0 | sed 's/^[0-9]*: eth0@if\([0-9]*\):.*/\1/')
+    device=$(ip -o link | sed -n "s/^$peer: \([^@]*\)@.*/\1/p")
+    for offload in tso gso gro tx-udp-segmentation; do
+        ip netns exec "$ns" ethtool -K eth0 $offload off
+        ethtool -K "$device" $offload off
+    done >/dev/null 2>&1
+    ip neigh replace "$ADDRESS" lladdr "$(ip netns exec "$ns" cat /sys/class/net/eth0/address)" dev cni0 nud permanent
+    gateway=$(ip -n "$ns" -4 route show default | sed 's/.* via \([0-9.]*\) .*/\1/')
+    ip -n "$ns" neigh replace "$gateway" lladdr "$(cat /sys/class/net/cni0/address)" dev eth0 nud permanent
+    echo "$ns $device"
+    exit
+done
+exit 1
+"#;
+
+impl<'a> Wire<'a> {
+    /// The wire of the pod with this address.
+    pub fn of(node: &'a Node, address: &str) -> Result<Self> {
+        let found = node.run(&format!("ADDRESS={address}\n{FIND}"));
+        let found = found.with_context(|| format!("no interface has the address {address}"))?;
+        let (namespace, device) = found.trim().split_once(' ').with_context(|| format!("not found: {found}"))?;
+        Ok(Self { node, device: device.into(), namespace: namespace.into() })
+    }
+
+    /// What the pod sent (`tx`) and received (`rx`), from the IP header on.
+    pub fn read(&self) -> Result<Interface> {
+        let folder = format!("/sys/class/net/{}/statistics", self.device);
+        let files = "rx_bytes rx_packets tx_bytes tx_packets rx_dropped tx_dropped";
+        let text = self.node.run(&format!("cd {folder} && cat {files}"))?;
+        let numbers = text.lines().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+        let [sent, sent_packets, received, received_packets, rx_dropped, tx_dropped] = numbers[..] else {
+            anyhow::bail!("the statistics of {}: {text}", self.device);
+        };
+        let wire = |bytes: u64, packets: u64| Counted { bytes: bytes - ETHERNET_HEADER * packets, packets };
+        Ok(Interface {
+            tx: wire(sent, sent_packets),
+            rx: wire(received, received_packets),
+            dropped: rx_dropped + tx_dropped,
+        })
+    }
+
+    /// What it counted since then, of which nothing may have been dropped.
+    pub fn since(&self, before: Interface) -> Result<Interface> {
+        let moved = self.read()? - before;
+        ensure!(moved.dropped == 0, "{} dropped {} packets", self.device, moved.dropped);
+        Ok(moved)
+    }
+}

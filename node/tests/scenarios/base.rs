@@ -1,0 +1,41 @@
+//! The node itself, and the agent on it.
+
+use anyhow::{Result, ensure};
+use guard_e2e::eventually;
+use guard_node::{Installation, Node, SOON, WORLD, Wire, agent::counted, load};
+use k8s_openapi::api::core::v1::Pod;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pods_traffic_is_counted_under_its_names_to_the_byte() -> Result<()> {
+    let node = Node::shared().await?;
+    eprintln!("the node came up in {:?}", node.timing());
+    let agent = node.install(&Installation::of("observe", "mode: observe\n")).await?;
+    let space = node.space().await?;
+    space.create::<Pod>(load::pod("bare", &["serve"])).await?;
+    let bare = node.loads(&space, "bare", 1).await?.remove(0);
+    agent.named(&bare.pod, "main").await?;
+    let wire = Wire::of(&node, bare.address())?;
+
+    let read = async || {
+        let metrics = agent.metrics().await?;
+        let [tx, rx] = ["egress", "ingress"].map(|direction| counted(&metrics, &bare.pod, "main", direction));
+        anyhow::Ok((tx, rx))
+    };
+    // Asking the pod is traffic of it: nobody asks between a pair of readings.
+    let (wire_before, metered_before) = (wire.read()?, read().await?);
+    bare.send(&format!("udp:{WORLD}:9100,972,50000"))?;
+    bare.send(&format!("tcp:{WORLD}:9101,5000,50000"))?;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    bare.stop()?;
+    let sent = bare.sent()?;
+    eventually("the meters say what the wire says", SOON, async || {
+        let (tx, rx) = read().await?;
+        let moved = wire.since(wire_before)?;
+        let metered = (tx.bytes - metered_before.0.bytes, rx.bytes - metered_before.1.bytes);
+        ensure!(metered == (moved.tx.bytes, moved.rx.bytes), "meters {metered:?}, wire {moved:?}");
+        ensure!(moved.tx.bytes > sent.bytes && sent.bytes > 100_000, "{sent:?} and {moved:?}");
+        Ok(())
+    })
+    .await?;
+    node.leave(space).await
+}

@@ -1,0 +1,41 @@
+//! `cargo xtask node`: the agent on a whole node, in a guest.
+
+use std::{env, path::PathBuf};
+
+use anyhow::Result;
+
+use crate::{
+    e2e, image, manifests,
+    process::{self, cargo, require_root, target_dir},
+    setup,
+};
+
+/// The package of these tests.
+pub(crate) const PACKAGE: &str = "guard-node";
+
+/// The program of the tests' pods. It has a C library within it, for there is nothing else in its image.
+const LOAD: &str = "guard-load";
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    require_root("node")?;
+    setup::everything()?;
+    let node = setup::node()?;
+    let images = [image::make()?];
+    let load = load()?;
+    let mut tests = cargo();
+    // There is one node for all of them.
+    tests.args(["test", "-p", PACKAGE, "--", "--test-threads", "1"]).args(args);
+    tests.env(e2e::CONTROL_PLANE, &node.control_plane).env("EGRESS_GUARD_NODE", &node.filesystem);
+    tests.env("EGRESS_GUARD_KERNELS", &node.kernels).env("EGRESS_GUARD_LOAD", load);
+    tests.env("EGRESS_GUARD_IMAGES", env::join_paths(images)?);
+    manifests::tools(&mut tests)?;
+    process::run(&mut tests)
+}
+
+fn load() -> Result<PathBuf> {
+    let mut build = cargo();
+    build.args(["build", "--release", "--package", LOAD, "--target", TARGET]);
+    process::run(build.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static"))?;
+    Ok(target_dir().join(TARGET).join("release/load"))
+}
