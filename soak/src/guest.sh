@@ -60,6 +60,11 @@ while [ $try -lt "$TRIES" ]; do
     sleep 1
 done
 echo "rested $rested"
+if [ "$REST$rested" = yesno ]; then
+    wires | while read -r now; do
+        printf '%s\n' "$wires" | grep -qxF "$now" || echo "moved ${now%%[, ]*}"
+    done
+fi
 echo "containers $there"
 if [ "$pid" != 0 ] && [ -n "$metrics" ]; then
     # The 22nd field; the name in parentheses has no blanks.

@@ -268,8 +268,7 @@ impl Planner {
         let count = if self.chance(75) { self.between(1, MOST_BREACHES) } else { 0 };
         let mut breached: Vec<String> = vec![];
         for _ in 0..count {
-            let index = self.random.below(self.workloads.len() as u64) as usize;
-            let (name, kind) = self.workloads[index].clone();
+            let (name, kind) = self.breacher();
             let replica = self.random.below(u64::from(kind.pods())) as u32;
             if breached.contains(&name) {
                 continue;
@@ -280,6 +279,14 @@ impl Planner {
             breached.push(name);
         }
         breached
+    }
+
+    /// Mostly a Deployment: nothing else is evicted.
+    fn breacher(&mut self) -> (String, Kind) {
+        let evicted = |(_, kind): &&(String, Kind)| matches!(kind, Kind::Deployment(_));
+        let deployments: Vec<_> = self.workloads.iter().filter(evicted).cloned().collect();
+        let candidates = if self.chance(60) { deployments } else { self.workloads.clone() };
+        candidates[self.random.below(candidates.len() as u64) as usize].clone()
     }
 
     fn ends(&mut self, round: u32, may_end_agent: bool) {

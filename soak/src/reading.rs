@@ -21,6 +21,8 @@ const ETHERNET_HEADER: u64 = 14;
 pub struct Reading {
     /// Whether nothing moved while it was read.
     pub rested: bool,
+    /// Wires that moved although they were to rest.
+    pub moved: Vec<String>,
     /// The agent, and what it holds.
     pub life: Life,
     /// See [`Self::life`].
@@ -62,6 +64,7 @@ impl Reading {
             };
             match word {
                 "rested" => reading.rested = rest == "yes",
+                "moved" => reading.moved.push(rest.to_owned()),
                 "containers" => [reading.held.containers] = exactly(&numbers()?).ok_or_else(bad)?,
                 "agent" => {
                     let [pid, started, rss, fds] = exactly(&numbers()?).ok_or_else(bad)?;
@@ -167,6 +170,9 @@ egress_guard_meters 4
     fn what_is_missing_or_unknown_is_said() {
         let without = TEXT.replace("agent 812 4711 14336 57\n", "");
         assert_eq!(Reading::parse(&without), Err(BadReading::NoAgent));
+        let restless = TEXT.replace("rested yes", "rested no\nmoved web0-5d4f-aaaaa\nmoved world");
+        let restless = Reading::parse(&restless).expect("a reading");
+        assert!(!restless.rested && restless.moved == ["web0-5d4f-aaaaa", "world"]);
         let other = TEXT.replace("lost 3", "lost x");
         assert_eq!(Reading::parse(&other), Err(BadReading::Line("lost x".into())));
         let other = TEXT.replace("Icmp: 9 8 2\n", "");

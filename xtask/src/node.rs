@@ -1,6 +1,6 @@
 //! `cargo xtask node`: the agent on a whole node, in a guest.
 
-use std::{env, path::PathBuf};
+use std::{env, path::PathBuf, process::Command};
 
 use anyhow::Result;
 
@@ -19,18 +19,23 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
     require_root("node")?;
+    let mut tests = cargo();
+    // There is one node for all of them.
+    tests.args(["test", "-p", PACKAGE, "--", "--test-threads", "1"]).args(args);
+    parts(&mut tests)?;
+    process::run(&mut tests)
+}
+
+/// Makes all that a node consists of, and tells a program where it is.
+pub(crate) fn parts(program: &mut Command) -> Result<()> {
     setup::everything()?;
     let node = setup::node()?;
     let images = [image::make()?];
     let load = load()?;
-    let mut tests = cargo();
-    // There is one node for all of them.
-    tests.args(["test", "-p", PACKAGE, "--", "--test-threads", "1"]).args(args);
-    tests.env(e2e::CONTROL_PLANE, &node.control_plane).env("EGRESS_GUARD_NODE", &node.filesystem);
-    tests.env("EGRESS_GUARD_KERNELS", &node.kernels).env("EGRESS_GUARD_LOAD", load);
-    tests.env("EGRESS_GUARD_IMAGES", env::join_paths(images)?);
-    manifests::tools(&mut tests)?;
-    process::run(&mut tests)
+    program.env(e2e::CONTROL_PLANE, &node.control_plane).env("EGRESS_GUARD_NODE", &node.filesystem);
+    program.env("EGRESS_GUARD_KERNELS", &node.kernels).env("EGRESS_GUARD_LOAD", load);
+    program.env("EGRESS_GUARD_IMAGES", env::join_paths(images)?);
+    manifests::tools(program)
 }
 
 fn load() -> Result<PathBuf> {

@@ -66,7 +66,9 @@ impl Watched {
         }
     }
 
-    /// The pods' root: the given one if it is there, else the one nearest to the root.
+    /// The pods' root: the given one if it is there, else the one nearest to the root. Of several beside one another the one
+    /// that has something in it: under the systemd driver old kubelets (1.20) make an empty `kubepods` beside
+    /// `kubepods.slice`.
     pub fn find_pods_root(&self) -> io::Result<Option<String>> {
         if let Some(given) = &self.pods_root {
             return Ok(self.id(given)?.map(|_| given.clone()));
@@ -78,10 +80,23 @@ impl Watched {
                 next.extend(self.children(dir)?);
             }
             next.sort();
-            if let Some(found) = next.iter().find(|path| is_pods_root(path)) {
-                return Ok(Some(found.clone()));
+            let candidates: Vec<&String> = next.iter().filter(|path| is_pods_root(path)).collect();
+            match candidates[..] {
+                [] => {}
+                [only] => return Ok(Some(only.clone())),
+                [..] => return self.used(&candidates),
             }
             level = next;
+        }
+        Ok(None)
+    }
+
+    /// The first of these that has cgroups in it.
+    fn used(&self, candidates: &[&String]) -> io::Result<Option<String>> {
+        for candidate in candidates {
+            if !self.children(candidate)?.is_empty() {
+                return Ok(Some((*candidate).clone()));
+            }
         }
         Ok(None)
     }

@@ -48,6 +48,9 @@ fn the_pods_root_is_found_up_to_three_levels_deep() {
         (vec!["a/b/c/kubepods"], None),
         (vec!["a/kubepods", "b/c/kubepods.slice"], Some("a/kubepods")),
         (vec!["kubepods.slice-not", "mykubepods"], None),
+        (vec!["kubepods", "kubepods.slice/kubepods-besteffort.slice"], Some("kubepods.slice")),
+        (vec!["kubepods/besteffort", "kubepods.slice"], Some("kubepods")),
+        (vec!["kubepods", "kubepods.slice"], None),
     ];
     for (index, (dirs, expected)) in cases.into_iter().enumerate() {
         let dirs: Vec<String> = dirs.into_iter().map(Into::into).collect();

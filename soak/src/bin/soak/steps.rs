@@ -1,0 +1,421 @@
+//! Doing the steps of a plan.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use guard_e2e::{Fault as EvictionFault, Space, eventually};
+use guard_node::{Installation, Node, agent};
+use guard_soak::{
+    evictions::{Allowed, Deeds, Granted},
+    invariants::{Checker, Checkpoint, Pod, Soak, Violation},
+    leaks::{Bounds, Held},
+    plan::{Action, Fault, Kind, Step},
+    reading::{Reading, WORLD},
+};
+use jiff::Timestamp;
+
+use crate::{
+    look,
+    pods::{self, PATIENCE, Pods},
+    report::Report,
+    say,
+};
+
+/// What the soak's policy allows; [`CONFIG`] says the same.
+const ALLOWED: Allowed = Allowed {
+    node: 3,
+    workload: 1,
+    per: Duration::from_secs(180),
+    late: Duration::from_secs(20),
+    on_its_way: Duration::from_secs(30),
+};
+
+/// Of a breach's 480 kB/s nothing that is normal is held.
+const CONFIG: &str = "mode: evict
+budgets:
+  node: {evictions: 3, per: 3m}
+  workload: {evictions: 1, per: 3m}
+  cluster: {evictions: 3, per: 3m}
+storm: {workloads: 5, pods: 60%, per: 1m}
+policies:
+  - name: soak
+    match: {namespaces: [NAMESPACE]}
+    egress: {rate: 48KB/s, burst: 192KB}
+    onBreach:
+      contain: {throttle: 24KB/s, for: 2m}
+      evict: {after: 5s, grace: 2s, minAge: 0s}
+";
+
+/// Between two looks at the agent in mid traffic.
+const GLANCE: Duration = Duration::from_secs(10);
+
+/// An agent that the kubelet does not start again within this time, for it has ended too often, gets a new pod.
+const AWAY: Duration = Duration::from_secs(40);
+
+/// So many evictions may come while they are delayed or refused.
+const FAULTS: usize = 16;
+
+/// How long a service of the cluster may take to come to what it should be.
+const SOON: Duration = Duration::from_secs(180);
+
+/// The node, and what is known of it.
+pub(crate) struct Stage<'a> {
+    node: &'a Node,
+    soak: Soak,
+    space: Space,
+    begun: Instant,
+    begun_at: Timestamp,
+    workloads: BTreeMap<String, Kind>,
+    pods: Pods,
+    /// Which pod of a workload breaches.
+    breaching: BTreeMap<String, String>,
+    deeds: Deeds,
+    granted: Vec<Granted>,
+    checker: Checker,
+    done: BTreeMap<&'static str, u32>,
+    violations: Vec<Violation>,
+    fault: Option<Fault>,
+    /// What needs the API server and came while it was away.
+    waiting: Vec<Action>,
+    held: Vec<Held>,
+    restless: u32,
+    rounds: u32,
+}
+
+impl<'a> Stage<'a> {
+    /// Installs the agent.
+    pub(crate) async fn new(node: &'a Node, soak: Soak) -> Result<Self> {
+        pods::prepare(node)?;
+        let space = node.space().await?;
+        let config = CONFIG.replace("NAMESPACE", &space.name);
+        node.install(&Installation::of("evict", &config)).await?;
+        Ok(Self {
+            node,
+            soak,
+            space,
+            begun: Instant::now(),
+            begun_at: Timestamp::now(),
+            workloads: BTreeMap::new(),
+            pods: Pods::default(),
+            breaching: BTreeMap::new(),
+            deeds: Deeds::default(),
+            granted: vec![],
+            checker: Checker::new(soak, ALLOWED, Bounds::default()),
+            done: BTreeMap::new(),
+            violations: vec![],
+            fault: None,
+            waiting: vec![],
+            held: vec![],
+            restless: 0,
+            rounds: 0,
+        })
+    }
+
+    /// How many rounds were gone through.
+    pub(crate) fn rounds(&self) -> u32 {
+        self.rounds
+    }
+
+    fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Does the steps of a round, each when it is due; late ones at once.
+    pub(crate) async fn round(&mut self, steps: &[Step]) -> Result<()> {
+        let begun = Instant::now();
+        let mut glanced = Instant::now();
+        for Step { at, action, .. } in steps {
+            while begun.elapsed() < *at {
+                if glanced.elapsed() > GLANCE {
+                    self.glance();
+                    glanced = Instant::now();
+                }
+                let left = at.saturating_sub(begun.elapsed());
+                tokio::time::sleep(left.min(Duration::from_millis(500))).await;
+            }
+            self.step(action).await?;
+        }
+        self.rounds += 1;
+        Ok(())
+    }
+
+    async fn step(&mut self, action: &Action) -> Result<()> {
+        if self.fault == Some(Fault::Away) && asks(action) {
+            self.waiting.push(action.clone());
+            return Ok(());
+        }
+        say(self.now(), &format!("{action:?}"));
+        self.act(action).await.with_context(|| format!("{action:?}"))
+    }
+
+    async fn act(&mut self, action: &Action) -> Result<()> {
+        let mut happened = true;
+        match action {
+            Action::Make { name, kind } => self.make(name, *kind)?,
+            Action::Remove { name } => self.remove(name)?,
+            Action::Breach { name, replica } => happened = self.breach(name, *replica)?,
+            Action::EndBreach { name } => happened = self.end_breach(name)?,
+            Action::KillAgent => happened = self.shell("kill -KILL $(pgrep -o -x guard-agent)\n")?,
+            Action::Rollout => {
+                let object = format!("daemonset/{}", agent::NAME);
+                self.node.kubectl(&["rollout", "restart", "-n", agent::NAME, &object]).map(drop)?;
+            }
+            Action::KillContainer { name, replica } => happened = self.kill_container(name, *replica)?,
+            Action::Fault(fault) => self.begin_fault(*fault),
+            Action::EndFault => self.end_fault().await?,
+            Action::KillSwitch(on) => self.kill_switch(*on)?,
+            Action::Churn(cgroups) => happened = self.shell(&churn(*cgroups))?,
+            Action::Checkpoint => self.checkpoint().await?,
+        }
+        if happened {
+            *self.done.entry(action.word()).or_default() += 1;
+        } else {
+            say(self.now(), "there was nothing to do it to");
+        }
+        Ok(())
+    }
+
+    /// Whether the script succeeded.
+    fn shell(&self, script: &str) -> Result<bool> {
+        Ok(self.node.shell(script, PATIENCE)?.status == 0)
+    }
+
+    fn make(&mut self, name: &str, kind: Kind) -> Result<()> {
+        self.node.apply(&pods::objects(&self.space.name, name, kind).to_string())?;
+        self.workloads.insert(name.to_owned(), kind);
+        Ok(())
+    }
+
+    fn remove(&mut self, name: &str) -> Result<()> {
+        let kind = self.workloads.remove(name).with_context(|| format!("{name} is not there"))?;
+        let resource = pods::resource(kind);
+        self.node.kubectl(&["delete", resource, name, "-n", &self.space.name, "--wait=false"]).map(drop)
+    }
+
+    fn breach(&mut self, name: &str, replica: u32) -> Result<bool> {
+        let pods = self.pods.of(name);
+        let Some((pod, talker)) = pods.get(replica as usize % pods.len().max(1)) else { return Ok(false) };
+        let (pod, script) = ((*pod).clone(), talker.send(true));
+        let now = self.now();
+        if !self.shell(&script)? {
+            return Ok(false);
+        }
+        self.deeds.breached.entry(pod.clone()).or_insert(now);
+        self.breaching.insert(name.to_owned(), pod);
+        Ok(true)
+    }
+
+    fn end_breach(&mut self, name: &str) -> Result<bool> {
+        let Some(pod) = self.breaching.remove(name) else { return Ok(false) };
+        // It may be gone by now.
+        match self.pods.0.get(&pod) {
+            Some(talker) => self.shell(&talker.send(false)),
+            None => Ok(false),
+        }
+    }
+
+    fn kill_container(&mut self, name: &str, replica: u32) -> Result<bool> {
+        let pods = self.pods.of(name);
+        let Some((_, talker)) = pods.get(replica as usize % pods.len().max(1)) else { return Ok(false) };
+        let Some((namespace, _)) = &talker.wire else { return Ok(false) };
+        let script = "killed=1\nfor pid in $(ip netns pids NAMESPACE); do
+    grep -q serve /proc/$pid/cmdline && kill -KILL $pid && killed=0\ndone\nexit $killed\n";
+        self.shell(&script.replace("NAMESPACE", namespace))
+    }
+
+    fn begin_fault(&mut self, fault: Fault) {
+        self.fault = Some(fault);
+        let api = &self.node.pods_api;
+        let every = |fault: EvictionFault| std::iter::repeat_n(fault, FAULTS);
+        match fault {
+            Fault::Away => self.node.plane.kill_api(),
+            Fault::Frozen => api.stop(),
+            Fault::Slow => api.faults(every(EvictionFault::DelayRequest)),
+            Fault::Refusing(code) => {
+                let retry_after = (code == 429).then_some(2);
+                api.faults(every(EvictionFault::Refuse { code, retry_after }));
+            }
+            Fault::LosesAnswers => api.faults(every(EvictionFault::LoseAnswer)),
+            Fault::EndsWatches => api.end_watches(),
+        }
+    }
+
+    async fn end_fault(&mut self) -> Result<()> {
+        if self.fault.take() == Some(Fault::Away) {
+            self.node.plane.restart_api().await?;
+        }
+        self.node.pods_api.heal();
+        for action in std::mem::take(&mut self.waiting) {
+            say(self.now(), &format!("{action:?}, now that the API server is back"));
+            Box::pin(self.act(&action)).await?;
+        }
+        Ok(())
+    }
+
+    fn kill_switch(&mut self, on: bool) -> Result<()> {
+        if !on && let Some((_, end @ None)) = self.deeds.engaged.last_mut() {
+            // Once it is told, it may be off.
+            *end = Some(self.begun.elapsed());
+        }
+        self.node.agent().kill_switch(if on { "on" } else { "off" })?;
+        if on {
+            self.deeds.engaged.push((self.now(), None));
+        }
+        Ok(())
+    }
+
+    /// In mid traffic. An agent that is not there has nothing to say.
+    fn glance(&mut self) {
+        if let Ok(reading) = look::glance(self.node) {
+            let now = self.now();
+            let found = self.checker.scraped(now, reading.life, &reading.books);
+            self.found(found);
+        }
+    }
+
+    fn found(&mut self, violations: Vec<Violation>) {
+        for violation in &violations {
+            say(self.now(), &violation.to_string());
+        }
+        if !violations.is_empty() {
+            say(self.now(), &self.agent_says());
+        }
+        self.violations.extend(violations);
+    }
+
+    /// The end of the agent's log.
+    fn agent_says(&self) -> String {
+        let selector = format!("app.kubernetes.io/name={}", agent::NAME);
+        let log = self.node.kubectl(&["logs", "-n", agent::NAME, "-l", &selector, "--tail=15"]);
+        log.unwrap_or_else(|error| format!("{error:#}"))
+    }
+
+    async fn checkpoint(&mut self) -> Result<()> {
+        self.agent_is_there().await?;
+        self.all_run().await?;
+        self.pods.refresh(self.node, &self.space.name)?;
+        let stop: String = self.pods.0.values().map(pods::Talker::stop).collect();
+        self.shell(&stop)?;
+        let reading = look::rest(self.node, &self.pods)?;
+        self.compare(&reading);
+        let granted = self.evictions()?;
+        let found = self.checker.evicted(self.now(), &granted, &self.deeds);
+        self.granted = granted;
+        self.found(found);
+        let go_on: String = self.pods.0.values().map(|talker| talker.send(false)).collect();
+        self.shell(&go_on)?;
+        Ok(())
+    }
+
+    fn compare(&mut self, reading: &Reading) {
+        let now = self.now();
+        let Reading { rested, moved, life, held, books, wires } = reading;
+        if !rested {
+            self.restless += 1;
+            say(now, &format!("it did not come to rest: {moved:?} moved, {held:?}\n{}", self.agent_says()));
+            let found = self.checker.scraped(now, *life, books);
+            return self.found(found);
+        }
+        let namespace = &self.space.name;
+        let pods = wires.iter().filter(|(name, _)| *name != WORLD);
+        let pods = pods.map(|(name, wire)| Pod { namespace: namespace.clone(), name: name.clone(), wire: *wire });
+        let world = wires.get(WORLD).copied().unwrap_or_default();
+        let seen = Checkpoint { life: *life, books: books.clone(), pods: pods.collect(), world, held: *held };
+        let found = self.checker.checkpoint(now, &seen);
+        say(now, &format!("{:?}, {held:?}", self.checker.compared()));
+        self.held.push(*held);
+        self.found(found);
+    }
+
+    /// Waits for an agent; one that its kubelet holds back gets a new pod.
+    async fn agent_is_there(&mut self) -> Result<()> {
+        let there = "pid=$(pgrep -o -x guard-agent) && nsenter -t $pid -n /run/node/load get 127.0.0.1:9469/readyz";
+        let end = Instant::now() + AWAY;
+        while !self.shell(there)? {
+            if Instant::now() > end {
+                say(self.now(), "the kubelet holds the agent back: it gets a new pod");
+                let selector = format!("app.kubernetes.io/name={}", agent::NAME);
+                self.node.kubectl(&["delete", "pods", "-n", agent::NAME, "-l", &selector, "--wait=false"])?;
+                *self.done.entry("agent pod replaced").or_default() += 1;
+                break;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        eventually("an agent answers", SOON, async || {
+            ensure!(self.shell(there)?, "none does");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until every pod has come to what it is to be: none is about to start or to end.
+    async fn all_run(&self) -> Result<()> {
+        let form =
+            "jsonpath={range .items[*]}{.metadata.name} {.status.phase} {.metadata.deletionTimestamp}{\"\\n\"}{end}";
+        let settled = eventually("no pod comes or goes", SOON, async || {
+            let pods = self.node.kubectl(&["get", "pods", "-n", &self.space.name, "-o", form])?;
+            let moving = pods.lines().find(|pod| pod.contains("Pending") || pod.contains('T') && pod.contains(':'));
+            match moving {
+                Some(pod) => bail!("{pod}"),
+                None => Ok(()),
+            }
+        });
+        if let Err(error) = settled.await {
+            say(self.now(), &format!("{error:#}"));
+        }
+        Ok(())
+    }
+
+    /// By what the API server says.
+    fn evictions(&self) -> Result<Vec<Granted>> {
+        let account = format!("system:serviceaccount:{0}:{0}", agent::NAME);
+        let requests = self.node.plane.requests()?;
+        let granted = requests.into_iter().filter(|request| {
+            request.user == account && request.resource == "pods/eviction" && (200..300).contains(&request.code)
+        });
+        let granted = granted.map(|request| {
+            let at = Duration::try_from(request.at.duration_since(self.begun_at)).unwrap_or_default();
+            Granted { at, pod: request.name }
+        });
+        Ok(granted.collect())
+    }
+
+    /// What came of it all.
+    pub(crate) fn end(self) -> (Report, Vec<Violation>) {
+        let report = Report {
+            soak: self.soak,
+            took: self.begun.elapsed(),
+            done: self.done,
+            evictions: self.granted.len(),
+            compared: self.checker.compared(),
+            held: self.held,
+            restless: self.restless,
+            violations: self.violations.len(),
+        };
+        (report, self.violations)
+    }
+}
+
+/// Whether the API server is asked for it.
+fn asks(action: &Action) -> bool {
+    matches!(action, Action::Make { .. } | Action::Remove { .. } | Action::Rollout | Action::KillSwitch(_))
+}
+
+/// Cgroups as a runtime makes them, of a pod that the kubelet knows nothing of.
+fn churn(cgroups: u32) -> String {
+    format!(
+        "cd /sys/fs/cgroup/kubepods.slice/kubepods-besteffort.slice || exit 1
+pod=kubepods-besteffort-pod00000000_5eed_5eed_5eed_000000000000.slice
+for index in $(seq 1 {cgroups}); do
+    scope=$pod/cri-containerd-$(printf '%064x' $index).scope
+    # The kubelet removes pods that it does not know, at any time.
+    mkdir -p $scope && rmdir $scope
+done 2>/dev/null
+rmdir $pod 2>/dev/null
+[ ! -d $pod ]
+"
+    )
+}
