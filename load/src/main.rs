@@ -109,10 +109,12 @@ fn send(order: &str) -> Result<()> {
     Ok(())
 }
 
-/// The container's own cgroup is the root of its cgroup namespace. It must be mounted writable, as it is for privileged
-/// containers.
+/// `/sys/fs/cgroup` must be writable, as it is for privileged containers. Those see the host's whole tree there, and not only
+/// what is beneath their own cgroup.
 fn nest(name: &str) -> Result<()> {
-    let cgroup = Path::new("/sys/fs/cgroup").join(name);
+    let membership = fs::read_to_string("/proc/self/cgroup").context("read the own cgroup")?;
+    let own = membership.lines().find_map(|line| line.strip_prefix("0::/")).context("there is no cgroup v2")?;
+    let cgroup = Path::new("/sys/fs/cgroup").join(own).join(name);
     fs::create_dir_all(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
     fs::write(cgroup.join("cgroup.procs"), "0").with_context(|| format!("enter {}", cgroup.display()))
 }

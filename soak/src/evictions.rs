@@ -129,7 +129,7 @@ pub fn judge(granted: &[Granted], deeds: &Deeds, allowed: &Allowed) -> Vec<Wrong
 
 /// The pods of the first window that has more than `most`.
 fn crowded(sorted: &[&Granted], most: usize, window: Duration) -> Option<Vec<String>> {
-    let within = sorted.windows(most + 1).find(|within| within[most].at - within[0].at < window)?;
+    let within = sorted.windows(most + 1).find(|within| within[most].at < within[0].at + window)?;
     Some(within.iter().map(|eviction| eviction.pod.clone()).collect())
 }
 
@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn nothing_is_evicted_while_the_kill_switch_is_engaged() {
         let mut deeds = deeds(&[A, B, C]);
-        deeds.engaged = vec![(Duration::from_secs(10), Some(Duration::from_secs(60)))];
+        deeds.engaged = vec![(Duration::from_secs(10), Some(Duration::from_mins(1)))];
         assert_eq!(judge(&[at(29, A), at(61, B)], &deeds, &ALLOWED), []);
         let expected = Wrong::KillSwitch { pod: A.into(), after: Duration::from_secs(30) };
         assert_eq!(judge(&[at(40, A)], &deeds, &ALLOWED), [expected]);

@@ -291,7 +291,7 @@ impl Planner {
 
     fn ends(&mut self, round: u32, may_end_agent: bool) {
         if may_end_agent && self.chance(55) {
-            for _ in 0..self.random.below(2) + 1 {
+            for _ in 0..=self.random.below(2) {
                 let at = self.between(2, 50);
                 self.step(round, at, Action::KillAgent);
             }

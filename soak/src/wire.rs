@@ -79,21 +79,26 @@ pub struct Disagreement {
     direction: Direction,
     wire: Count,
     metered: Count,
-    packets: i128,
-    bytes: i128,
-    fewest: i128,
-    most: i128,
-    least_bytes: i128,
-    most_bytes: i128,
+    packets: i64,
+    bytes: i64,
+    fewest: i64,
+    most: i64,
+    least_bytes: i64,
+    most_bytes: i64,
     stack: Stack,
     lost: u64,
+}
+
+/// Counters are far from where a sign would be.
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// Compares what was counted since the same instant. What the meters saw must be on the wire and the other way round, but for
 /// what is said above.
 pub fn compare(direction: Direction, wire: Count, metered: Count, stack: Stack, lost: u64) -> Result<(), Disagreement> {
-    let packets = i128::from(wire.packets) - i128::from(metered.packets);
-    let bytes = i128::from(wire.bytes) - i128::from(metered.bytes);
+    let packets = signed(wire.packets) - signed(metered.packets);
+    let bytes = signed(wire.bytes) - signed(metered.bytes);
     let most = FINS * stack.connections + stack.resets + stack.icmp;
     let largest = match direction {
         Direction::Egress => ACK,
@@ -101,13 +106,13 @@ pub fn compare(direction: Direction, wire: Count, metered: Count, stack: Stack, 
         Direction::Ingress if stack.resets == 0 => SYN,
         Direction::Ingress => MTU,
     };
-    let (fewest, most) = (-i128::from(lost), i128::from(most));
+    let (fewest, most) = (-signed(lost), signed(most));
     // Of so many lost packets at most as many unmetered ones have made up for them.
-    let hidden = (most - packets).clamp(0, i128::from(lost));
+    let hidden = (most - packets).clamp(0, signed(lost));
     let unmetered = packets + hidden;
-    let [least, largest, icmp] = [LEAST, largest, (ICMP - LEAST) * stack.icmp].map(i128::from);
-    let least_bytes = least * unmetered - i128::from(MTU) * hidden;
-    let most_bytes = largest * unmetered - i128::from(IP) * hidden + if unmetered > 0 { icmp } else { 0 };
+    let [least, largest, icmp] = [LEAST, largest, (ICMP - LEAST) * stack.icmp].map(signed);
+    let least_bytes = least * unmetered - signed(MTU) * hidden;
+    let most_bytes = largest * unmetered - signed(IP) * hidden + if unmetered > 0 { icmp } else { 0 };
     let agree = (fewest..=most).contains(&packets) && (least_bytes..=most_bytes).contains(&bytes);
     if agree {
         return Ok(());
@@ -117,10 +122,10 @@ pub fn compare(direction: Direction, wire: Count, metered: Count, stack: Stack, 
 
 /// The same of bytes alone, for which packets were not counted.
 pub fn compare_bytes(wire: Count, metered: u64, stack: Stack, lost: u64) -> Result<(), Disagreement> {
-    let bytes = i128::from(wire.bytes) - i128::from(metered);
+    let bytes = signed(wire.bytes) - signed(metered);
     let most = FINS * stack.connections + stack.resets + stack.icmp;
-    let least_bytes = -i128::from(MTU * lost);
-    let most_bytes = i128::from(ACK * (FINS * stack.connections + stack.resets) + ICMP * stack.icmp);
+    let least_bytes = -signed(MTU * lost);
+    let most_bytes = signed(ACK * (FINS * stack.connections + stack.resets) + ICMP * stack.icmp);
     if (least_bytes..=most_bytes).contains(&bytes) {
         return Ok(());
     }
@@ -130,8 +135,8 @@ pub fn compare_bytes(wire: Count, metered: u64, stack: Stack, lost: u64) -> Resu
         metered: Count { bytes: metered, packets: 0 },
         packets: 0,
         bytes,
-        fewest: -i128::from(lost),
-        most: i128::from(most),
+        fewest: -signed(lost),
+        most: signed(most),
         least_bytes,
         most_bytes,
         stack,

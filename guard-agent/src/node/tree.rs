@@ -67,8 +67,8 @@ impl Watched {
     }
 
     /// The pods' root: the given one if it is there, else the one nearest to the root. Of several beside one another the one
-    /// that has something in it: under the systemd driver old kubelets (1.20) make an empty `kubepods` beside
-    /// `kubepods.slice`.
+    /// that has containers in it: under cgroup v2 and the systemd driver, kubelet 1.20 makes a `kubepods` with folders for the
+    /// pods, where nothing ever runs, beside `kubepods.slice`.
     pub fn find_pods_root(&self) -> io::Result<Option<String>> {
         if let Some(given) = &self.pods_root {
             return Ok(self.id(given)?.map(|_| given.clone()));
@@ -91,10 +91,11 @@ impl Watched {
         Ok(None)
     }
 
-    /// The first of these that has cgroups in it.
+    /// The first of these that has containers in it.
     fn used(&self, candidates: &[&String]) -> io::Result<Option<String>> {
         for candidate in candidates {
-            if !self.children(candidate)?.is_empty() {
+            let containers = self.walk(Some(candidate))?.iter().any(|found| !found.extra);
+            if containers {
                 return Ok(Some((*candidate).clone()));
             }
         }

@@ -48,15 +48,23 @@ fn the_pods_root_is_found_up_to_three_levels_deep() {
         (vec!["a/b/c/kubepods"], None),
         (vec!["a/kubepods", "b/c/kubepods.slice"], Some("a/kubepods")),
         (vec!["kubepods.slice-not", "mykubepods"], None),
-        (vec!["kubepods", "kubepods.slice/kubepods-besteffort.slice"], Some("kubepods.slice")),
-        (vec!["kubepods/besteffort", "kubepods.slice"], Some("kubepods")),
-        (vec!["kubepods", "kubepods.slice"], None),
     ];
     for (index, (dirs, expected)) in cases.into_iter().enumerate() {
         let dirs: Vec<String> = dirs.into_iter().map(Into::into).collect();
         let tree = Tree::new(&format!("root{index}"), &dirs);
         assert_eq!(tree.watched(None, &[]).find_pods_root().expect("a tree").as_deref(), expected, "{dirs:?}");
     }
+}
+
+#[test]
+fn of_two_pods_roots_the_one_with_containers_is_taken() {
+    let slice = format!("kubepods.slice/kubepods-pod{UID}.slice");
+    let shadow = format!("kubepods/burstable/pod{}", UID.replace('_', "-"));
+    let tree = Tree::new("two-roots", &[shadow, slice.clone()]);
+    let find = || tree.watched(None, &[]).find_pods_root().expect("a tree");
+    assert_eq!(find(), None, "there is no saying yet");
+    fs::create_dir(tree.0.join(format!("{slice}/cri-containerd-{}.scope", id("a")))).expect("a folder");
+    assert_eq!(find().as_deref(), Some("kubepods.slice"));
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! Looking at the guest.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result};
 use guard_node::Node;
 use guard_soak::reading::{Reading, SCRIPT};
@@ -22,6 +20,6 @@ pub(crate) fn rest(node: &Node, pods: &Pods) -> Result<Reading> {
 }
 
 fn look(node: &Node, variables: &str) -> Result<Reading> {
-    let said = node.shell(&format!("{variables}{SCRIPT}"), PATIENCE + Duration::from_secs(300))?;
+    let said = node.shell(&format!("{variables}{SCRIPT}"), 2 * PATIENCE)?;
     Reading::parse(&said.text).with_context(|| format!("the look ended with {}:\n{}", said.status, said.text))
 }

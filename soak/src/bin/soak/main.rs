@@ -2,6 +2,7 @@
 //!
 //! `cargo xtask soak` makes all that it takes and runs it.
 
+mod checkpoints;
 mod look;
 mod pods;
 mod report;

@@ -164,7 +164,6 @@ pub(crate) fn prepare(node: &Node) -> Result<()> {
     let script = format!(
         "set -e
 sysctl -qw net.core.netdev_max_backlog=100000
-(while sleep 1; do rmdir /sys/fs/cgroup/kubepods; done >/dev/null 2>&1 &) # HACK
 for offload in tso gso gro tx-udp-segmentation; do
     ethtool -K world0 $offload off
     ip netns exec world ethtool -K eth0 $offload off
@@ -177,4 +176,4 @@ ip -n world neigh replace 198.51.100.1 lladdr \"$(cat /sys/class/net/world0/addr
 }
 
 /// How long the guest may take for a script that asks each pod something.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(5);

@@ -5,83 +5,81 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use guard_e2e::{Fault as EvictionFault, Space, eventually};
+use anyhow::{Context as _, Result};
+use guard_e2e::{Fault as EvictionFault, Space};
 use guard_node::{Installation, Node, agent};
 use guard_soak::{
     evictions::{Allowed, Deeds, Granted},
-    invariants::{Checker, Checkpoint, Pod, Soak, Violation},
+    invariants::{Checker, Soak, Violation},
     leaks::{Bounds, Held},
     plan::{Action, Fault, Kind, Step},
-    reading::{Reading, WORLD},
 };
 use jiff::Timestamp;
 
 use crate::{
-    look,
     pods::{self, PATIENCE, Pods},
     report::Report,
     say,
 };
 
-/// What the soak's policy allows; [`CONFIG`] says the same.
+/// What the soak's configuration allows.
 const ALLOWED: Allowed = Allowed {
     node: 3,
     workload: 1,
-    per: Duration::from_secs(180),
+    per: Duration::from_mins(3),
     late: Duration::from_secs(20),
     on_its_way: Duration::from_secs(30),
 };
 
-/// Of a breach's 480 kB/s nothing that is normal is held.
-const CONFIG: &str = "mode: evict
+/// What holds for the pods of a namespace: nothing that is normal is held, and a breach is found within a second.
+fn config(namespace: &str) -> String {
+    let Allowed { node, workload, per, .. } = ALLOWED;
+    let per = format!("{}s", per.as_secs());
+    format!(
+        "mode: evict
 budgets:
-  node: {evictions: 3, per: 3m}
-  workload: {evictions: 1, per: 3m}
-  cluster: {evictions: 3, per: 3m}
-storm: {workloads: 5, pods: 60%, per: 1m}
+  node: {{evictions: {node}, per: {per}}}
+  workload: {{evictions: {workload}, per: {per}}}
+  cluster: {{evictions: {node}, per: {per}}}
+storm: {{workloads: 5, pods: 60%, per: 1m}}
 policies:
   - name: soak
-    match: {namespaces: [NAMESPACE]}
-    egress: {rate: 48KB/s, burst: 192KB}
+    match: {{namespaces: [{namespace}]}}
+    egress: {{rate: 48KB/s, burst: 192KB}}
     onBreach:
-      contain: {throttle: 24KB/s, for: 2m}
-      evict: {after: 5s, grace: 2s, minAge: 0s}
-";
+      contain: {{throttle: 24KB/s, for: 2m}}
+      evict: {{after: 5s, grace: 2s, minAge: 0s}}
+"
+    )
+}
 
 /// Between two looks at the agent in mid traffic.
 const GLANCE: Duration = Duration::from_secs(10);
 
-/// An agent that the kubelet does not start again within this time, for it has ended too often, gets a new pod.
-const AWAY: Duration = Duration::from_secs(40);
-
 /// So many evictions may come while they are delayed or refused.
 const FAULTS: usize = 16;
 
-/// How long a service of the cluster may take to come to what it should be.
-const SOON: Duration = Duration::from_secs(180);
-
 /// The node, and what is known of it.
 pub(crate) struct Stage<'a> {
-    node: &'a Node,
+    pub(crate) node: &'a Node,
     soak: Soak,
-    space: Space,
+    pub(crate) space: Space,
     begun: Instant,
-    begun_at: Timestamp,
+    pub(crate) begun_at: Timestamp,
     workloads: BTreeMap<String, Kind>,
-    pods: Pods,
+    pub(crate) pods: Pods,
     /// Which pod of a workload breaches.
     breaching: BTreeMap<String, String>,
-    deeds: Deeds,
-    granted: Vec<Granted>,
-    checker: Checker,
-    done: BTreeMap<&'static str, u32>,
-    violations: Vec<Violation>,
+    pub(crate) deeds: Deeds,
+    pub(crate) granted: Vec<Granted>,
+    pub(crate) checker: Checker,
+    pub(crate) done: BTreeMap<&'static str, u32>,
+    pub(crate) violations: Vec<Violation>,
     fault: Option<Fault>,
     /// What needs the API server and came while it was away.
     waiting: Vec<Action>,
-    held: Vec<Held>,
-    restless: u32,
+    pub(crate) held: Vec<Held>,
+    pub(crate) restless: u32,
     rounds: u32,
 }
 
@@ -90,7 +88,7 @@ impl<'a> Stage<'a> {
     pub(crate) async fn new(node: &'a Node, soak: Soak) -> Result<Self> {
         pods::prepare(node)?;
         let space = node.space().await?;
-        let config = CONFIG.replace("NAMESPACE", &space.name);
+        let config = config(&space.name);
         node.install(&Installation::of("evict", &config)).await?;
         Ok(Self {
             node,
@@ -119,7 +117,7 @@ impl<'a> Stage<'a> {
         self.rounds
     }
 
-    fn now(&self) -> Duration {
+    pub(crate) fn now(&self) -> Duration {
         self.begun.elapsed()
     }
 
@@ -179,7 +177,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Whether the script succeeded.
-    fn shell(&self, script: &str) -> Result<bool> {
+    pub(crate) fn shell(&self, script: &str) -> Result<bool> {
         Ok(self.node.shell(script, PATIENCE)?.status == 0)
     }
 
@@ -265,122 +263,6 @@ impl<'a> Stage<'a> {
             self.deeds.engaged.push((self.now(), None));
         }
         Ok(())
-    }
-
-    /// In mid traffic. An agent that is not there has nothing to say.
-    fn glance(&mut self) {
-        if let Ok(reading) = look::glance(self.node) {
-            let now = self.now();
-            let found = self.checker.scraped(now, reading.life, &reading.books);
-            self.found(found);
-        }
-    }
-
-    fn found(&mut self, violations: Vec<Violation>) {
-        for violation in &violations {
-            say(self.now(), &violation.to_string());
-        }
-        if !violations.is_empty() {
-            say(self.now(), &self.agent_says());
-        }
-        self.violations.extend(violations);
-    }
-
-    /// The end of the agent's log.
-    fn agent_says(&self) -> String {
-        let selector = format!("app.kubernetes.io/name={}", agent::NAME);
-        let log = self.node.kubectl(&["logs", "-n", agent::NAME, "-l", &selector, "--tail=15"]);
-        log.unwrap_or_else(|error| format!("{error:#}"))
-    }
-
-    async fn checkpoint(&mut self) -> Result<()> {
-        self.agent_is_there().await?;
-        self.all_run().await?;
-        self.pods.refresh(self.node, &self.space.name)?;
-        let stop: String = self.pods.0.values().map(pods::Talker::stop).collect();
-        self.shell(&stop)?;
-        let reading = look::rest(self.node, &self.pods)?;
-        self.compare(&reading);
-        let granted = self.evictions()?;
-        let found = self.checker.evicted(self.now(), &granted, &self.deeds);
-        self.granted = granted;
-        self.found(found);
-        let go_on: String = self.pods.0.values().map(|talker| talker.send(false)).collect();
-        self.shell(&go_on)?;
-        Ok(())
-    }
-
-    fn compare(&mut self, reading: &Reading) {
-        let now = self.now();
-        let Reading { rested, moved, life, held, books, wires } = reading;
-        if !rested {
-            self.restless += 1;
-            say(now, &format!("it did not come to rest: {moved:?} moved, {held:?}\n{}", self.agent_says()));
-            let found = self.checker.scraped(now, *life, books);
-            return self.found(found);
-        }
-        let namespace = &self.space.name;
-        let pods = wires.iter().filter(|(name, _)| *name != WORLD);
-        let pods = pods.map(|(name, wire)| Pod { namespace: namespace.clone(), name: name.clone(), wire: *wire });
-        let world = wires.get(WORLD).copied().unwrap_or_default();
-        let seen = Checkpoint { life: *life, books: books.clone(), pods: pods.collect(), world, held: *held };
-        let found = self.checker.checkpoint(now, &seen);
-        say(now, &format!("{:?}, {held:?}", self.checker.compared()));
-        self.held.push(*held);
-        self.found(found);
-    }
-
-    /// Waits for an agent; one that its kubelet holds back gets a new pod.
-    async fn agent_is_there(&mut self) -> Result<()> {
-        let there = "pid=$(pgrep -o -x guard-agent) && nsenter -t $pid -n /run/node/load get 127.0.0.1:9469/readyz";
-        let end = Instant::now() + AWAY;
-        while !self.shell(there)? {
-            if Instant::now() > end {
-                say(self.now(), "the kubelet holds the agent back: it gets a new pod");
-                let selector = format!("app.kubernetes.io/name={}", agent::NAME);
-                self.node.kubectl(&["delete", "pods", "-n", agent::NAME, "-l", &selector, "--wait=false"])?;
-                *self.done.entry("agent pod replaced").or_default() += 1;
-                break;
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-        eventually("an agent answers", SOON, async || {
-            ensure!(self.shell(there)?, "none does");
-            Ok(())
-        })
-        .await
-    }
-
-    /// Waits until every pod has come to what it is to be: none is about to start or to end.
-    async fn all_run(&self) -> Result<()> {
-        let form =
-            "jsonpath={range .items[*]}{.metadata.name} {.status.phase} {.metadata.deletionTimestamp}{\"\\n\"}{end}";
-        let settled = eventually("no pod comes or goes", SOON, async || {
-            let pods = self.node.kubectl(&["get", "pods", "-n", &self.space.name, "-o", form])?;
-            let moving = pods.lines().find(|pod| pod.contains("Pending") || pod.contains('T') && pod.contains(':'));
-            match moving {
-                Some(pod) => bail!("{pod}"),
-                None => Ok(()),
-            }
-        });
-        if let Err(error) = settled.await {
-            say(self.now(), &format!("{error:#}"));
-        }
-        Ok(())
-    }
-
-    /// By what the API server says.
-    fn evictions(&self) -> Result<Vec<Granted>> {
-        let account = format!("system:serviceaccount:{0}:{0}", agent::NAME);
-        let requests = self.node.plane.requests()?;
-        let granted = requests.into_iter().filter(|request| {
-            request.user == account && request.resource == "pods/eviction" && (200..300).contains(&request.code)
-        });
-        let granted = granted.map(|request| {
-            let at = Duration::try_from(request.at.duration_since(self.begun_at)).unwrap_or_default();
-            Granted { at, pod: request.name }
-        });
-        Ok(granted.collect())
     }
 
     /// What came of it all.
