@@ -188,16 +188,25 @@ impl Agent<'_> {
     }
 }
 
-/// What the series of a pod's containers say; direction is `egress` or `ingress`, all classes together.
+/// What a pod's container sent to external destinations.
+pub fn external(metrics: &Metrics, pod: &Pod, container: &str) -> Wire {
+    sum(metrics, pod, container, "egress", "class=\"external\"")
+}
+
+/// What the series of a pod's container say; direction is `egress` or `ingress`, all classes together.
 pub fn counted(metrics: &Metrics, pod: &Pod, container: &str, direction: &str) -> Wire {
-    let labels = format!(
-        "container=\"{container}\",namespace=\"{}\",pod=\"{}\"",
-        pod.namespace().unwrap_or_default(),
-        pod.name_any()
-    );
+    sum(metrics, pod, container, direction, "")
+}
+
+fn sum(metrics: &Metrics, pod: &Pod, container: &str, direction: &str, class: &str) -> Wire {
+    let (namespace, pod) = (pod.namespace().unwrap_or_default(), pod.name_any());
+    let labels = format!("container=\"{container}\",namespace=\"{namespace}\",pod=\"{pod}\"");
     let sum = |unit: &str| {
         let name = format!("egress_guard_container_{direction}_{unit}_total{{");
-        let series = metrics.0.iter().filter(|(series, _)| series.starts_with(&name) && series.contains(&labels));
+        let series = metrics
+            .0
+            .iter()
+            .filter(|(series, _)| series.starts_with(&name) && series.contains(class) && series.contains(&labels));
         series.map(|(_, value)| *value as u64).sum()
     };
     Wire { bytes: sum("bytes"), packets: sum("packets") }

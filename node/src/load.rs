@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use guard_e2e::{Space, eventually, objects::merge, space::is_ready};
+use guard_tests::net::Wire;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
@@ -84,6 +85,7 @@ fn template(app: &str, arguments: &[&str]) -> Value {
 pub struct Load<'a> {
     node: &'a Node,
     address: String,
+    port: u16,
     /// The pod as it was when it was found.
     pub pod: Pod,
 }
@@ -95,8 +97,16 @@ pub struct Sent {
     pub bytes: u64,
     /// Datagrams, or writes.
     pub count: u64,
-    /// Of those the kernel let none of it go.
+    /// Further ones, of which the kernel let nothing go.
     pub refused: u64,
+}
+
+impl Sent {
+    /// What that is on the wire if all of it were datagrams no larger than the MTU, over IPv4.
+    pub fn datagrams(&self) -> Wire {
+        let packets = self.count;
+        Wire { bytes: self.bytes + packets * 28, packets }
+    }
 }
 
 /// What a pod that polls has found.
@@ -127,10 +137,21 @@ impl Node {
         pods.into_iter().map(|pod| self.load(pod)).collect()
     }
 
+    /// What a container that `send`s to its end has sent; waits for that end.
+    pub async fn sent_in_all(&self, pod: &Pod, container: &str) -> Result<Sent> {
+        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+        eventually(&format!("{name}/{container} has sent all"), SOON, async || {
+            let said = self.kubectl(&["logs", "-n", &namespace, &name, "-c", container])?;
+            serde_json::from_str(said.trim()).with_context(|| format!("it says {said:?}"))
+        })
+        .await
+    }
+
     /// A pod that runs.
     pub fn load(&self, pod: Pod) -> Result<Load<'_>> {
         let address = pod.status.as_ref().and_then(|status| status.pod_ip.clone());
-        Ok(Load { node: self, address: address.with_context(|| format!("{} has no address", pod.name_any()))?, pod })
+        let address = address.with_context(|| format!("{} has no address", pod.name_any()))?;
+        Ok(Load { node: self, address, port: 8080, pod })
     }
 }
 
@@ -140,9 +161,16 @@ impl Load<'_> {
         &self.address
     }
 
+    /// The same pod's container that serves on another port.
+    #[must_use]
+    pub fn on(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
     /// What it answers to a path.
     pub fn ask(&self, path: &str) -> Result<String> {
-        self.node.run(&format!("/run/node/load get '{}:8080{path}'", self.address))
+        self.node.run(&format!("/run/node/load get '{}:{}{path}'", self.address, self.port))
     }
 
     /// Begins to send (`udp:IP:PORT,SIZE,RATE`, or `tcp:`), in the place of what it sends to the same address. Returns when,

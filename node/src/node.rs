@@ -16,8 +16,8 @@ use guard_e2e::{
 use guard_vm::{Drive, Guest, Kernel, Modules, Output, Running};
 use k8s_openapi::api::core::v1;
 use kube::{
-    Api, Client,
-    api::{Patch, PatchParams},
+    Api, Client, ResourceExt as _,
+    api::{ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
 use tokio::task::block_in_place;
@@ -186,6 +186,21 @@ impl Node {
     /// Runs a shell script as root in the guest and returns what it comes to. One at a time: another waits.
     pub fn shell(&self, script: &str, limit: Duration) -> Result<Output> {
         Ok(block_in_place(|| self.guest.shell(script, limit))?)
+    }
+
+    /// Waits until an Event with this reason is about a pod, and returns what it says.
+    pub async fn event(&self, pod: &v1::Pod, reason: &str) -> Result<String> {
+        let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
+        let events: Api<v1::Event> = Api::namespaced(self.client().await?, &namespace);
+        let about = ListParams::default().fields(&format!("involvedObject.name={name}"));
+        eventually(&format!("an Event {reason} is about {name}"), SOON, async || {
+            let events = events.list(&about).await?.items;
+            let found = events.iter().find(|event| event.reason.as_deref() == Some(reason));
+            let seen = || events.iter().map(|event| (&event.reason, &event.message)).collect::<Vec<_>>();
+            let found = found.with_context(|| format!("there are {:?}", seen()))?;
+            Ok(found.message.clone().unwrap_or_default())
+        })
+        .await
     }
 
     /// The end of the logs that tell why a node is not Ready.

@@ -106,9 +106,8 @@ pub async fn replacement(space: &Space, app: &str, before: &[&Pod]) -> Result<Re
         let new = pods.into_iter().find(|pod| before.iter().all(|old| old.uid() != pod.uid()));
         let pod = new.context("there is no new pod")?;
         let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
-        let runs = statuses.is_some_and(|all| {
-            all.iter().all(|one| one.state.as_ref().is_some_and(|state| state.running.is_some()))
-        });
+        let runs = statuses
+            .is_some_and(|all| all.iter().all(|one| one.state.as_ref().is_some_and(|state| state.running.is_some())));
         ensure!(runs, "{} does not run yet", pod.name_any());
         let since = *running.get_or_insert_with(Timestamp::now);
         ensure!(is_ready(&pod), "{} is not Ready yet", pod.name_any());

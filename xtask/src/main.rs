@@ -44,6 +44,12 @@ enum Verb {
     },
     /// Run the scenarios on a whole node, in a guest that is made first if need be (needs root).
     Node {
+        /// Write the times that it took into docs/node.md.
+        #[arg(long)]
+        docs: bool,
+        /// Start a node to look at instead: run what comes on stdin, a line each, in the guest, or with `kubectl`.
+        #[arg(long, conflicts_with_all = ["docs", "args"])]
+        shell: bool,
         #[arg(last = true)]
         args: Vec<String>,
     },
@@ -96,7 +102,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Lint => lint::run(),
         Verb::Test { long, args } => test::run(*long, args),
         Verb::E2e { args } => e2e::run(args),
-        Verb::Node { args } => node::run(args),
+        Verb::Node { docs, shell, args } => node::run(*docs, *shell, args),
         Verb::Soak { minutes, seed, plan, docs } => soak::run(*minutes, *seed, *plan, *docs),
         Verb::Manifests { args } => manifests::run(args),
         Verb::Demo { args } => demo::run(args),

@@ -17,11 +17,18 @@ pub(crate) const PACKAGE: &str = "guard-node";
 const LOAD: &str = "guard-load";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-pub(crate) fn run(args: &[String]) -> Result<()> {
+pub(crate) fn run(docs: bool, shell: bool, args: &[String]) -> Result<()> {
     require_root("node")?;
     let mut tests = cargo();
-    // There is one node for all of them.
-    tests.args(["test", "-p", PACKAGE, "--", "--test-threads", "1"]).args(args);
+    if shell {
+        tests.args(["run", "--quiet", "-p", PACKAGE, "--bin", "shell"]);
+    } else {
+        // There is one node for all of them.
+        tests.args(["test", "-p", PACKAGE, "--", "--test-threads", "1"]).args(args);
+    }
+    if docs {
+        tests.env("EGRESS_GUARD_NODE_DOCS", "1");
+    }
     parts(&mut tests)?;
     process::run(&mut tests)
 }

@@ -45,7 +45,9 @@ async fn a_breacher_is_replaced_while_its_service_answers() -> Result<()> {
     let service: Service = space.create(load::service("web")).await?;
     let address = service.spec.and_then(|spec| spec.cluster_ip).unwrap_or_default();
     let replicas = node.loads(&space, "web", 3).await?;
-    space.create::<Pod>(load::pod("client", &["serve", "--poll", &format!("{address}:8080"), "--every", "300"])).await?;
+    space
+        .create::<Pod>(load::pod("client", &["serve", "--poll", &format!("{address}:8080"), "--every", "300"]))
+        .await?;
     let client = node.loads(&space, "client", 1).await?.remove(0);
     let breacher = &replicas[0];
     learnt(&node, &breacher.pod).await?;

@@ -143,6 +143,8 @@ ip -n world address add 198.51.100.2/32 dev eth0
 ip -n world route add local 198.51.100.0/24 dev lo
 ip -n world route add 198.51.100.1/32 dev eth0
 ip -n world route add default via 198.51.100.1 dev eth0 onlink
+# qemu's user network answers nobody but the guest.
+iptables -t nat -A POSTROUTING -s 10.88.0.0/16 -o eth0 -j MASQUERADE
 SH
     unit node-network.service multi-user.target <<'UNIT'
 [Unit]
