@@ -13,7 +13,7 @@ use guard_tests::random::Random;
 pub const ROUND: Duration = Duration::from_secs(65);
 
 /// So long a round takes about, with its checkpoint.
-const WHOLE_ROUND: u64 = 90;
+const WHOLE_ROUND: u64 = 100;
 
 /// The most pods of workloads at once. Each takes seconds to start where everything is emulated.
 pub const MOST_PODS: u32 = 9;
