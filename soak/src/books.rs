@@ -78,8 +78,6 @@ pub struct Books {
     pub meters: u64,
     /// Samples that this agent has taken.
     pub samples: u64,
-    /// Whether there is a storm.
-    pub storm: bool,
 }
 
 /// Metrics that cannot be read.
@@ -120,7 +118,6 @@ impl Books {
                 "unattributed_egress_bytes_total" => (books.unattributed[class()?], seen[1]) = (value, true),
                 "meters" => books.meters = value,
                 "sample_seconds_count" => (books.samples, seen[2]) = (value, true),
-                "storm" => books.storm = value != 0,
                 "container_egress_bytes_total" => books.series(&labels).egress[class()?].bytes = value,
                 "container_egress_packets_total" => books.series(&labels).egress[class()?].packets = value,
                 "container_ingress_bytes_total" => books.series(&labels).ingress[class()?].bytes = value,
@@ -207,7 +204,6 @@ egress_guard_unattributed_egress_bytes_total{class="external"} 4
 egress_guard_meters 3
 egress_guard_sample_seconds_bucket{le="+Inf"} 12
 egress_guard_sample_seconds_count 12
-egress_guard_storm 1
 process_resident_memory_bytes 1.5e+07
 "#;
 
@@ -215,7 +211,7 @@ process_resident_memory_bytes 1.5e+07
     fn figures_are_found_under_their_names() {
         let books = Books::parse(TEXT).expect("metrics");
         assert_eq!((books.node, books.unattributed), ([100, 4_503_599_627_371_505], [0, 4]));
-        assert_eq!((books.node_ingress, books.meters, books.samples, books.storm), ([0, 9], 3, 12, true));
+        assert_eq!((books.node_ingress, books.meters, books.samples), ([0, 9], 3, 12));
         let (sent, received) = books.pod("soak", "a");
         assert_eq!(sent, Count { bytes: 100 + 4_503_599_627_370_496 + 5, packets: 7 });
         assert_eq!(received, Count { bytes: 0, packets: 3 });

@@ -93,6 +93,19 @@ impl Talker {
         self.ask("/stop")
     }
 
+    /// A script that ends its process (SIGKILL); it succeeds if there was one.
+    pub(crate) fn kill(&self) -> String {
+        let port = self.address.rsplit(':').next().unwrap_or_default();
+        match &self.wire {
+            Some((namespace, _)) => format!(
+                "killed=1\nfor pid in $(ip netns pids {namespace}); do
+    grep -q serve /proc/$pid/cmdline && kill -KILL $pid && killed=0\ndone\nexit $killed\n"
+            ),
+            // The brackets are there for this script not to find itself.
+            None => format!("pkill -KILL -f 'serve --port[ ]{port}'\n"),
+        }
+    }
+
     /// A line of shell; it succeeds if the pod answers.
     fn ask(&self, path: &str) -> String {
         format!("/run/node/load get '{}{path}' >/dev/null 2>&1\n", self.address)

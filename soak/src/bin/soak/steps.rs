@@ -218,10 +218,7 @@ impl<'a> Stage<'a> {
     fn kill_container(&mut self, name: &str, replica: u32) -> Result<bool> {
         let pods = self.pods.of(name);
         let Some((_, talker)) = pods.get(replica as usize % pods.len().max(1)) else { return Ok(false) };
-        let Some((namespace, _)) = &talker.wire else { return Ok(false) };
-        let script = "killed=1\nfor pid in $(ip netns pids NAMESPACE); do
-    grep -q serve /proc/$pid/cmdline && kill -KILL $pid && killed=0\ndone\nexit $killed\n";
-        self.shell(&script.replace("NAMESPACE", namespace))
+        self.shell(&talker.kill())
     }
 
     fn begin_fault(&mut self, fault: Fault) {
