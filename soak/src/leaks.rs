@@ -26,7 +26,12 @@ pub struct Held {
     pub slots: u64,
     /// Containers' cgroups beneath the pods' root, as the tree says.
     pub containers: u64,
+    /// How many have begun within [`KEPT`], at most: the slots of those that have ended since are not free yet.
+    pub begun: u64,
 }
+
+/// A slot is free for another container five minutes after its owner's end; and some time until that is looked at.
+pub const KEPT: Duration = Duration::from_secs(420);
 
 /// What may change, and what not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +40,8 @@ pub struct Bounds {
     pub warm_up: Duration,
     /// KiB that it may grow by afterwards.
     pub growth: u64,
-    /// Files that it may have open more than it had, besides those of slots that are used for the first time.
+    /// Files that it may have open more than it had, besides two for each slot that it may have used for the first time: a
+    /// slot's programs are loaded once and kept.
     pub files: u64,
 }
 
@@ -105,8 +111,8 @@ pub struct Leaks {
     life: Option<(Life, Duration)>,
     /// The most while it warmed up.
     warm: Option<Held>,
-    /// The most slots that were ever seen in use: a slot's programs are kept.
-    slots: u64,
+    /// The most slots that it may have used while it warmed up, and until now.
+    slots: [u64; 2],
     /// Pins that are no links.
     others: Option<u64>,
 }
@@ -141,7 +147,6 @@ impl Leaks {
             _ => self.others = Some(others),
         }
         leaks.extend(self.grown(at, life, held));
-        self.slots = self.slots.max(slots);
         leaks
     }
 
@@ -149,12 +154,15 @@ impl Leaks {
         let since = match self.life {
             Some((known, since)) if known == life => since,
             _ => {
-                (self.life, self.warm) = (Some((life, at)), None);
+                (self.life, self.warm, self.slots) = (Some((life, at)), None, [0; 2]);
                 at
             }
         };
+        let used = held.containers + held.begun;
+        self.slots[1] = self.slots[1].max(used);
         let Some(warm) = self.warm.filter(|_| at > since + self.bounds.warm_up) else {
             let before = self.warm.unwrap_or_default();
+            self.slots[0] = self.slots[1];
             self.warm = Some(Held { rss: before.rss.max(held.rss), fds: before.fds.max(held.fds), ..held });
             return vec![];
         };
@@ -163,9 +171,8 @@ impl Leaks {
         if held.rss > warm.rss + allowed {
             leaks.push(Leak::Memory { now: held.rss, warm: warm.rss, allowed });
         }
-        // Two programs of each slot that was never used before, kept for its next owner; links while it has one.
-        let slots = held.slots.max(self.slots).saturating_sub(warm.slots);
-        let allowed = warm.fds + self.bounds.files + 4 * slots;
+        let [before, now] = self.slots;
+        let allowed = warm.fds + self.bounds.files + 2 * (now - before);
         if held.fds > allowed {
             leaks.push(Leak::Files { now: held.fds, warm: warm.fds, allowed });
         }
@@ -178,7 +185,7 @@ mod tests {
     use super::*;
 
     const LIFE: Life = Life { pid: 7, started: 1000 };
-    const HELD: Held = Held { rss: 14_000, fds: 60, links: 12, pins: 20, slots: 5, containers: 5 };
+    const HELD: Held = Held { rss: 14_000, fds: 60, links: 12, pins: 20, slots: 5, containers: 5, begun: 0 };
 
     fn at(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -216,10 +223,14 @@ mod tests {
             leaks.look(at(201), LIFE, Held { fds: 69, ..HELD }),
             [Leak::Files { now: 69, warm: 60, allowed: 68 }]
         );
-        // Two more slots.
-        let more = Held { fds: 76, links: 16, pins: 24, slots: 7, containers: 7, ..HELD };
+        // Two more containers, and one that has begun and ended: programs for each.
+        let more = Held { fds: 74, links: 16, pins: 24, slots: 7, containers: 7, begun: 1, ..HELD };
         assert_eq!(leaks.look(at(202), LIFE, more), []);
-        assert_eq!(leaks.look(at(203), LIFE, Held { fds: 77, ..more }).len(), 1);
+        assert_eq!(leaks.look(at(203), LIFE, Held { fds: 75, ..more }).len(), 1);
+        // They are kept, and used by those that come later.
+        let later = Held { begun: 3, containers: 5, ..HELD };
+        assert_eq!(leaks.look(at(900), LIFE, Held { fds: 74, ..later }), []);
+        assert_eq!(leaks.look(at(901), LIFE, Held { fds: 75, ..later }).len(), 1);
     }
 
     #[test]

@@ -156,7 +156,7 @@ egress_guard_meters 4
         let reading = Reading::parse(TEXT).expect("a reading");
         assert!(reading.rested);
         assert_eq!(reading.life, Life { pid: 812, started: 4711 });
-        let held = Held { rss: 14336, fds: 57, links: 10, pins: 19, slots: 4, containers: 4 };
+        let held = Held { rss: 14336, fds: 57, links: 10, pins: 19, slots: 4, containers: 4, begun: 0 };
         assert_eq!(reading.held, held);
         let pod = reading.wires["web0-5d4f-aaaaa"];
         assert_eq!((pod.sent, pod.received), (Count { bytes: 1028, packets: 1 }, Count { bytes: 60, packets: 1 }));

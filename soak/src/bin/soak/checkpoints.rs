@@ -8,6 +8,7 @@ use guard_node::agent;
 use guard_soak::{
     evictions::Granted,
     invariants::{Checkpoint, Pod, Violation},
+    leaks::KEPT,
     reading::{Reading, WORLD},
 };
 
@@ -52,9 +53,13 @@ impl Stage<'_> {
         self.pods.refresh(self.node, &self.space.name)?;
         let stop: String = self.pods.0.values().map(pods::Talker::stop).collect();
         self.shell(&stop)?;
-        let reading = look::rest(self.node, &self.pods)?;
-        self.compare(&reading);
         let granted = self.evictions()?;
+        let new = granted.len().saturating_sub(self.granted.len()) as u64;
+        self.began.push((self.now(), 2 * new));
+        let mut reading = look::rest(self.node, &self.pods)?;
+        let since = self.now().saturating_sub(KEPT);
+        reading.held.begun = self.began.iter().filter(|(at, _)| *at >= since).map(|(_, count)| count).sum();
+        self.compare(&reading);
         let found = self.checker.evicted(self.now(), &granted, &self.deeds);
         self.granted = granted;
         self.found(found);
@@ -93,6 +98,7 @@ impl Stage<'_> {
                 let selector = format!("app.kubernetes.io/name={}", agent::NAME);
                 self.node.kubectl(&["delete", "pods", "-n", agent::NAME, "-l", &selector, "--wait=false"])?;
                 *self.done.entry("agent pod replaced").or_default() += 1;
+                self.began.push((self.now(), 2));
                 break;
             }
             tokio::time::sleep(Duration::from_secs(1)).await;

@@ -79,6 +79,8 @@ pub(crate) struct Stage<'a> {
     /// What needs the API server and came while it was away.
     waiting: Vec<Action>,
     pub(crate) held: Vec<Held>,
+    /// When how many containers began, at most.
+    pub(crate) began: Vec<(Duration, u64)>,
     pub(crate) restless: u32,
     rounds: u32,
 }
@@ -107,6 +109,7 @@ impl<'a> Stage<'a> {
             fault: None,
             waiting: vec![],
             held: vec![],
+            began: vec![],
             restless: 0,
             rounds: 0,
         })
@@ -169,6 +172,7 @@ impl<'a> Stage<'a> {
             Action::Checkpoint => self.checkpoint().await?,
         }
         if happened {
+            self.began.push((self.now(), begins(action)));
             *self.done.entry(action.word()).or_default() += 1;
         } else {
             say(self.now(), "there was nothing to do it to");
@@ -275,6 +279,17 @@ impl<'a> Stage<'a> {
             violations: self.violations.len(),
         };
         (report, self.violations)
+    }
+}
+
+/// How many containers begin because of it, at most; a pod has a sandbox besides its container.
+fn begins(action: &Action) -> u64 {
+    match action {
+        Action::Make { kind, .. } => 2 * u64::from(kind.pods()),
+        Action::Churn(cgroups) => u64::from(*cgroups),
+        Action::KillContainer { .. } | Action::KillAgent => 1,
+        Action::Rollout => 2,
+        _ => 0,
     }
 }
 
