@@ -31,7 +31,7 @@ pub struct Held {
 }
 
 /// A slot is free for another container five minutes after its owner's end; and some time until that is looked at.
-pub const KEPT: Duration = Duration::from_secs(420);
+pub const KEPT: Duration = Duration::from_mins(7);
 
 /// What may change, and what not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
