@@ -109,11 +109,11 @@ fn send(order: &str) -> Result<()> {
     Ok(())
 }
 
-/// `/sys/fs/cgroup` must be writable, as it is for privileged containers. Those see the host's whole tree there, and not only
-/// what is beneath their own cgroup.
+/// A cgroup beneath the container's own, which is the root of its cgroup namespace, or, if it is privileged, lies where the
+/// host has it. The filesystem must be mounted writable, as it is for privileged containers.
 fn nest(name: &str) -> Result<()> {
-    let membership = fs::read_to_string("/proc/self/cgroup").context("read the own cgroup")?;
-    let own = membership.lines().find_map(|line| line.strip_prefix("0::/")).context("there is no cgroup v2")?;
+    let own = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).context("no cgroup v2")?;
     let cgroup = Path::new("/sys/fs/cgroup").join(own).join(name);
     fs::create_dir_all(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
     fs::write(cgroup.join("cgroup.procs"), "0").with_context(|| format!("enter {}", cgroup.display()))
