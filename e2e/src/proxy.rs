@@ -202,6 +202,13 @@ impl Proxy {
         self.shared.pass_on.notify_one();
     }
 
+    /// From now on nothing is wrong: requests pass, evictions too, and those that are delayed.
+    pub fn heal(&self) {
+        lock(&self.shared.faults).clear();
+        self.shared.pass_on.notify_waiters();
+        self.go_on();
+    }
+
     /// Lets requests wait from now on.
     pub fn stop(&self) {
         self.shared.open.send_replace(false);

@@ -109,10 +109,12 @@ fn send(order: &str) -> Result<()> {
     Ok(())
 }
 
-/// The container's own cgroup is the root of its cgroup namespace. It must be mounted writable, as it is for privileged
-/// containers.
+/// A cgroup beneath the container's own, which is the root of its cgroup namespace, or, if it is privileged, lies where the
+/// host has it. The filesystem must be mounted writable, as it is for privileged containers.
 fn nest(name: &str) -> Result<()> {
-    let cgroup = Path::new("/sys/fs/cgroup").join(name);
+    let own = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).context("no cgroup v2")?;
+    let cgroup = Path::new("/sys/fs/cgroup").join(own).join(name);
     fs::create_dir_all(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
     fs::write(cgroup.join("cgroup.procs"), "0").with_context(|| format!("enter {}", cgroup.display()))
 }

@@ -23,7 +23,7 @@ pub use node::{Node, Shared};
 pub use wire::Wire;
 
 /// How long what takes a second elsewhere may take in the guest.
-pub const SOON: Duration = Duration::from_secs(120);
+pub const SOON: Duration = Duration::from_mins(3);
 
 /// An address outside the cluster that takes what comes: UDP to 9100, TCP to 9101, HTTP on 80. So does all of its /24.
 pub const WORLD: &str = "198.51.100.2";

@@ -89,7 +89,7 @@ impl Node {
     pub async fn shared() -> Result<Shared> {
         static TURN: Mutex<()> = Mutex::new(());
         static NODE: Mutex<Option<Arc<Node>>> = Mutex::new(None);
-        block_in_place(|| {
+        let shared = block_in_place(|| {
             // A test that fails leaves the node to the next.
             let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
             let mut node = NODE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -97,8 +97,21 @@ impl Node {
                 Some(node) => node,
                 None => node.insert(outliving()?),
             };
-            Ok(Shared { node: Arc::clone(node), _turn: turn })
-        })
+            anyhow::Ok(Shared { node: Arc::clone(node), _turn: turn })
+        })?;
+        shared.clear().await?;
+        Ok(shared)
+    }
+
+    /// Removes the namespaces that a test has left that failed.
+    async fn clear(&self) -> Result<()> {
+        let namespaces: Api<v1::Namespace> = Api::all(self.client().await?);
+        for left in namespaces.list(&ListParams::default()).await? {
+            if left.name_any().starts_with("e2e-") {
+                self.remove_namespace(&left.name_any()).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Starts one and waits until it is Ready: minutes. It belongs to the runtime that calls, which must have several

@@ -1,4 +1,4 @@
-//! The project's chores: `cargo xtask setup | lint | test | vm | e2e | node | manifests | demo | bench | image`.
+//! The project's chores: `cargo xtask setup | lint | test | vm | e2e | node | soak | manifests | demo | bench | image`.
 //!
 //! It depends on nothing that needs the compiler for the kernel programs, for it is what fetches that compiler.
 
@@ -13,6 +13,7 @@ mod manifests;
 mod node;
 mod process;
 mod setup;
+mod soak;
 mod test;
 mod vm;
 
@@ -55,6 +56,21 @@ enum Verb {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Have random pods, breaches, kills and API faults on a whole node, and see that what must hold does (needs root).
+    Soak {
+        /// How long, about.
+        #[arg(long)]
+        minutes: u32,
+        /// The same seed gives the same steps; without it, other ones each time.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Print the steps, and do nothing.
+        #[arg(long)]
+        plan: bool,
+        /// Write the result into docs/soak.md.
+        #[arg(long, conflicts_with = "plan")]
+        docs: bool,
+    },
     /// Render and test what an operator applies: kustomize, the chart, alerts, the dashboard.
     Manifests {
         #[arg(last = true)]
@@ -91,6 +107,7 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::E2e { args } => e2e::run(args),
         Verb::Vm(matrix) => vm::run(matrix),
         Verb::Node { docs, shell, args } => node::run(*docs, *shell, args),
+        Verb::Soak { minutes, seed, plan, docs } => soak::run(*minutes, *seed, *plan, *docs),
         Verb::Manifests { args } => manifests::run(args),
         Verb::Demo { args } => demo::run(args),
         Verb::Bench { args } => bench::run(args),

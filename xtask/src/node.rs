@@ -1,6 +1,6 @@
 //! `cargo xtask node`: the agent on a whole node, in a guest.
 
-use std::{env, path::PathBuf};
+use std::{env, path::PathBuf, process::Command};
 
 use anyhow::Result;
 
@@ -19,10 +19,6 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 pub(crate) fn run(docs: bool, shell: bool, args: &[String]) -> Result<()> {
     require_root("node")?;
-    setup::everything()?;
-    let node = setup::node()?;
-    let images = [image::make()?];
-    let load = load()?;
     let mut tests = cargo();
     if shell {
         tests.args(["run", "--quiet", "-p", PACKAGE, "--bin", "shell"]);
@@ -33,11 +29,20 @@ pub(crate) fn run(docs: bool, shell: bool, args: &[String]) -> Result<()> {
     if docs {
         tests.env("EGRESS_GUARD_NODE_DOCS", "1");
     }
-    tests.env(e2e::CONTROL_PLANE, &node.control_plane).env("EGRESS_GUARD_NODE", &node.filesystem);
-    tests.env("EGRESS_GUARD_KERNELS", &node.kernels).env("EGRESS_GUARD_LOAD", load);
-    tests.env("EGRESS_GUARD_IMAGES", env::join_paths(images)?);
-    manifests::tools(&mut tests)?;
+    parts(&mut tests)?;
     process::run(&mut tests)
+}
+
+/// Makes all that a node consists of, and tells a program where it is.
+pub(crate) fn parts(program: &mut Command) -> Result<()> {
+    setup::everything()?;
+    let node = setup::node()?;
+    let images = [image::make()?];
+    let load = load()?;
+    program.env(e2e::CONTROL_PLANE, &node.control_plane).env("EGRESS_GUARD_NODE", &node.filesystem);
+    program.env("EGRESS_GUARD_KERNELS", &node.kernels).env("EGRESS_GUARD_LOAD", load);
+    program.env("EGRESS_GUARD_IMAGES", env::join_paths(images)?);
+    manifests::tools(program)
 }
 
 fn load() -> Result<PathBuf> {

@@ -143,6 +143,9 @@ ip -n world address add 198.51.100.2/32 dev eth0
 ip -n world route add local 198.51.100.0/24 dev lo
 ip -n world route add 198.51.100.1/32 dev eth0
 ip -n world route add default via 198.51.100.1 dev eth0 onlink
+# The pods' bridge, with an address that does not change when pods come and go.
+ip link add cni0 address 02:00:00:00:00:01 type bridge
+ip link set cni0 up
 # qemu's user network answers nobody but the guest.
 iptables -t nat -A POSTROUTING -s 10.88.0.0/16 -o eth0 -j MASQUERADE
 SH
@@ -197,8 +200,7 @@ CONF
                 "ranges": [[{"subnet": "10.88.0.0/16"}]],
                 "routes": [{"dst": "0.0.0.0/0"}]
             }
-        },
-        {"type": "portmap", "capabilities": {"portMappings": true}}
+        }
     ]
 }
 CONF

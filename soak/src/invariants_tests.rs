@@ -1,0 +1,252 @@
+use super::*;
+use crate::{
+    books::{Count, Series},
+    wire::Stack,
+};
+
+const SOAK: Soak = Soak { seed: 7, minutes: 10 };
+const ALLOWED: Allowed =
+    Allowed { node: 1, workload: 1, per: Duration::from_secs(100), late: Duration::ZERO, on_its_way: Duration::ZERO };
+const LIFE: Life = Life { pid: 7, started: 1 };
+
+fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn labels(pod: &str) -> Labels {
+    Labels { namespace: "soak".into(), pod: pod.into(), container: "main".into() }
+}
+
+/// A world in which pods send datagrams of 1000 bytes, and all of it is counted.
+#[derive(Clone, Default)]
+struct World {
+    sent: BTreeMap<Labels, u64>,
+    gone: u64,
+    unattributed: u64,
+}
+
+impl World {
+    fn of(pods: &[(&str, u64)]) -> Self {
+        Self { sent: pods.iter().map(|(pod, count)| (labels(pod), *count)).collect(), ..Self::default() }
+    }
+
+    fn count(datagrams: u64) -> Count {
+        Count { bytes: 1028 * datagrams, packets: datagrams }
+    }
+
+    fn all(&self) -> u64 {
+        self.sent.values().sum::<u64>() + self.gone + self.unattributed
+    }
+
+    fn books(&self) -> Books {
+        let series = |sent: &u64| Series { egress: [Count::default(), Self::count(*sent)], ..Series::default() };
+        Books {
+            node: [0, Self::count(self.all()).bytes],
+            unattributed: [0, Self::count(self.unattributed).bytes],
+            containers: self.sent.iter().map(|(labels, sent)| (labels.clone(), series(sent))).collect(),
+            ..Books::default()
+        }
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        let wire = |sent| Wire { sent: Self::count(sent), ..Wire::default() };
+        let pods = self.sent.iter().map(|(labels, sent)| Pod {
+            namespace: labels.namespace.clone(),
+            name: labels.pod.clone(),
+            wire: wire(*sent),
+        });
+        let held = Held { rss: 14_000, fds: 50, links: 6, pins: 12, slots: 2, containers: 2, begun: 0 };
+        Checkpoint { life: LIFE, books: self.books(), pods: pods.collect(), world: wire(self.all()), held }
+    }
+}
+
+fn checker() -> Checker {
+    Checker::new(SOAK, ALLOWED, Bounds::default())
+}
+
+fn broken(violations: Vec<Violation>) -> Vec<Broken> {
+    violations.into_iter().map(|violation| violation.broken).collect()
+}
+
+/// A checker that has seen two pods at rest, and what may be changed about the next checkpoint.
+fn rested() -> (Checker, Checkpoint) {
+    let mut checker = checker();
+    assert_eq!(checker.checkpoint(at(60), &World::of(&[("a", 10), ("b", 20)]).checkpoint()), []);
+    (checker, World::of(&[("a", 100), ("b", 200)]).checkpoint())
+}
+
+#[test]
+fn what_holds_is_not_reported() {
+    let (mut checker, next) = rested();
+    assert_eq!(checker.scraped(at(70), LIFE, &World::of(&[("a", 50), ("b", 20)]).books()), []);
+    assert_eq!(checker.checkpoint(at(120), &next), []);
+    let compared = checker.compared();
+    let expected = Compared { checkpoints: 2, scrapes: 1, pods: 2, bytes: 270 * 1028, unmetered: 0, lives: 1, warm: 0 };
+    assert_eq!(compared, expected);
+}
+
+#[test]
+fn a_byte_that_is_nobodys_breaks_the_sum() {
+    let (mut checker, mut next) = rested();
+    next.books.node[1] += 1;
+    next.world.sent.bytes += 1;
+    let found = broken(checker.checkpoint(at(120), &next));
+    assert!(matches!(found[..], [Broken::Sum { class: "external", .. }]), "{found:?}");
+    let (mut checker, mut next) = rested();
+    next.books.node[1] -= 1;
+    next.world.sent.bytes -= 1;
+    let found = broken(checker.checkpoint(at(120), &next));
+    assert!(matches!(found[..], [Broken::Sum { class: "external", .. }]), "{found:?}");
+}
+
+#[test]
+fn in_mid_traffic_the_containers_may_be_ahead_and_the_node_not() {
+    let (mut checker, next) = rested();
+    let mut books = next.books.clone();
+    books.node[1] -= 5000;
+    assert_eq!(checker.scraped(at(70), LIFE, &books), []);
+    books.node[1] += 5001;
+    let found = broken(checker.scraped(at(80), LIFE, &books));
+    assert!(matches!(found[..], [Broken::Sum { .. }]), "{found:?}");
+}
+
+#[test]
+fn the_agents_own_words_with_the_api_server_may_be_under_way() {
+    let (mut checker, mut next) = rested();
+    let agent = Labels { namespace: "egress-guard".into(), ..labels("agent") };
+    let series = |bytes| Series { egress: [Count { bytes, packets: 9 }, Count::default()], ..Series::default() };
+    next.books.containers.insert(agent.clone(), series(UNDER_WAY));
+    assert_eq!(checker.checkpoint(at(120), &next), []);
+    next.books.containers.insert(agent, series(UNDER_WAY + 1));
+    let found = broken(checker.checkpoint(at(180), &next));
+    assert!(matches!(found[..], [Broken::Sum { class: "cluster", .. }]), "{found:?}");
+}
+
+#[test]
+fn a_pod_whose_wire_has_more_or_less_is_found() {
+    for change in [-1028_i64, -1, 1, 1028] {
+        let (mut checker, mut next) = rested();
+        let bytes = &mut next.pods[0].wire.sent.bytes;
+        *bytes = bytes.checked_add_signed(change).expect("it stays a figure");
+        let found = broken(checker.checkpoint(at(120), &next));
+        assert!(matches!(&found[..], [Broken::Pod { pod, .. }] if pod == "soak/a"), "{change}: {found:?}");
+    }
+    let (mut checker, mut next) = rested();
+    next.pods[1].wire.received = Count { bytes: 52, packets: 1 };
+    let found = broken(checker.checkpoint(at(120), &next));
+    assert!(matches!(&found[..], [Broken::Pod { pod, .. }] if pod == "soak/b"), "{found:?}");
+}
+
+#[test]
+fn last_acks_are_known_by_the_connections() {
+    let (mut checker, mut next) = rested();
+    let more = Count { bytes: 52, packets: 1 };
+    let stack = Stack { connections: 1, ..Stack::default() };
+    (next.pods[0].wire.sent, next.pods[0].wire.stack) = (next.pods[0].wire.sent + more, stack);
+    (next.world.sent, next.world.stack) = (next.world.sent + more, stack);
+    assert_eq!(checker.checkpoint(at(120), &next), []);
+    assert_eq!(checker.compared().unmetered, 52);
+}
+
+#[test]
+fn the_wire_to_the_world_has_what_pods_sent_that_are_gone() {
+    let (mut checker, _) = rested();
+    let mut world = World::of(&[("a", 100), ("b", 200), ("job", 5)]);
+    assert_eq!(checker.scraped(at(70), LIFE, &world.books()), []);
+    world.sent.remove(&labels("job"));
+    world.gone = 5;
+    assert_eq!(checker.checkpoint(at(120), &world.checkpoint()), []);
+    let mut missing = world.checkpoint();
+    missing.world.sent = missing.world.sent - World::count(1);
+    let found = broken(checker.checkpoint(at(180), &missing));
+    assert!(matches!(found[..], [Broken::World(_)]), "{found:?}");
+}
+
+#[test]
+fn a_series_that_goes_and_takes_bytes_of_the_node_along_is_found() {
+    let (mut checker, _) = rested();
+    let world = World::of(&[("a", 100)]);
+    let found = broken(checker.checkpoint(at(120), &world.checkpoint()));
+    assert!(matches!(found[..], [Broken::Sum { .. }]), "the 20 of b are in no total any more: {found:?}");
+}
+
+#[test]
+fn no_counter_goes_down_also_in_another_agent() {
+    let (mut checker, next) = rested();
+    assert_eq!(checker.checkpoint(at(120), &next), []);
+    let second = Life { pid: 8, started: 2 };
+    let mut books = next.books.clone();
+    if let Some(series) = books.containers.get_mut(&labels("a")) {
+        series.ingress[1].packets = 5;
+    }
+    assert_eq!(checker.scraped(at(130), second, &books), []);
+    let found = broken(checker.scraped(at(140), LIFE, &next.books));
+    let [Broken::Down { of, what, before: 5, now: 0 }] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((of.as_str(), what.as_str()), ("soak/a/main", "ingress packets, external"));
+    assert_eq!(checker.compared().lives, 3);
+    let mut books = next.books;
+    books.node_ingress[0] = 1;
+    assert_eq!(checker.scraped(at(150), LIFE, &books), []);
+    books.node_ingress[0] = 0;
+    let found = broken(checker.scraped(at(160), LIFE, &books));
+    assert!(matches!(found[..], [Broken::Down { .. }]), "{found:?}");
+}
+
+#[test]
+fn a_series_gets_its_name() {
+    let mut world = World::of(&[("a", 10)]);
+    let nameless = Labels { namespace: String::new(), pod: "0e3b1a1c".into(), container: "3f1d".into() };
+    world.sent.insert(nameless.clone(), 7);
+    let mut checker = checker();
+    assert_eq!(checker.scraped(at(10), LIFE, &world.books()), []);
+    // It gets a series of its own, or becomes part of one that was there.
+    for named in ["b", "a"] {
+        let (mut checker, mut world) = (checker.clone(), world.clone());
+        world.sent.remove(&nameless);
+        *world.sent.entry(labels(named)).or_default() += 9;
+        assert_eq!(checker.scraped(at(20), LIFE, &world.books()), []);
+        assert_eq!(checker.checkpoint(at(30), &world.checkpoint()), []);
+        // From here on it is known what became of it.
+        let mut books = world.books();
+        books.node[1] += 1;
+        assert_eq!(checker.scraped(at(40), LIFE, &books).len(), 1);
+    }
+}
+
+#[test]
+fn the_series_of_a_pod_that_runs_stays() {
+    let (mut checker, next) = rested();
+    assert_eq!(checker.checkpoint(at(120), &next), []);
+    let mut lost = next;
+    lost.books.containers.remove(&labels("a"));
+    let found = broken(checker.checkpoint(at(180), &lost));
+    assert!(found.iter().any(|broken| matches!(broken, Broken::Lost { pod, .. } if pod == "soak/a")), "{found:?}");
+}
+
+#[test]
+fn unattributed_bytes_need_another_agent() {
+    let (mut checker, _) = rested();
+    let mut world = World::of(&[("a", 100), ("b", 200)]);
+    world.unattributed = 3;
+    let next = world.checkpoint();
+    let mut clone = checker.clone();
+    let found = broken(checker.checkpoint(at(120), &next));
+    assert_eq!(found, [Broken::Unattributed { class: "external", bytes: 3 * 1028 }]);
+    let other = Checkpoint { life: Life { pid: 9, started: 3 }, ..next };
+    assert_eq!(clone.checkpoint(at(120), &other), []);
+}
+
+#[test]
+fn a_leak_and_a_wrong_eviction_are_said_with_how_to_repeat_them() {
+    let (mut checker, mut next) = rested();
+    next.held.slots = 3;
+    let violations = checker.checkpoint(at(120), &next);
+    let text = violations.iter().map(ToString::to_string).collect::<String>();
+    assert!(text.contains("3 slots are in use for 2 containers"), "{text}");
+    assert!(text.contains("after 120 s, seed 7") && text.contains("cargo xtask soak --minutes 10 --seed 7"), "{text}");
+    let granted = [Granted { at: at(5), pod: "web0-1-2".into() }];
+    let deeds = Deeds::default();
+    let found = broken(checker.evicted(at(130), &granted, &deeds));
+    assert_eq!(found, [Broken::Eviction(Wrong::Innocent("web0-1-2".into()))]);
+    assert_eq!(checker.evicted(at(140), &granted, &deeds), [], "it was said");
+}

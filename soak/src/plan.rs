@@ -1,0 +1,357 @@
+//! A seed and a length give a sequence of steps, always the same one.
+//!
+//! A plan knows nothing of what its steps lead to (which pod was evicted, how long a pod took to come up): it names
+//! workloads, and says when each step is due within its round. What a slow guest needs stands here as rules: few pods at
+//! once, few breaches, one fault of the API server at a time, and a round that ends with nothing under way, so that what
+//! was sent can be compared to the byte.
+
+use std::time::Duration;
+
+use guard_tests::random::Random;
+
+/// So long steps are due in a round; then follows its checkpoint.
+pub const ROUND: Duration = Duration::from_secs(65);
+
+/// So long a round takes about, with its checkpoint.
+const WHOLE_ROUND: u64 = 100;
+
+/// The most pods of workloads at once. Each takes seconds to start where everything is emulated.
+pub const MOST_PODS: u32 = 9;
+
+/// The most breaches in a round: three breaching pods are a storm, in which nothing is evicted.
+const MOST_BREACHES: u64 = 2;
+
+/// The fewest rounds of a plan, and of those at its end in which one agent runs on: whether it grows is seen only then.
+const FEWEST_ROUNDS: u64 = 5;
+const FEWEST_STEADY: u64 = 3;
+
+/// What a workload is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// So many replicas that wait to be told what to send.
+    Deployment(u32),
+    /// A pod without a controller.
+    Bare,
+    /// A pod that sends at once and ends by itself, after so many seconds.
+    Job(u32),
+    /// A pod in the node's own network.
+    HostNetwork,
+    /// A pod whose process makes a cgroup within its container's, and sends from there.
+    Nested,
+}
+
+impl Kind {
+    /// How many pods it has.
+    #[must_use]
+    pub const fn pods(self) -> u32 {
+        match self {
+            Self::Deployment(replicas) => replicas,
+            Self::Bare | Self::Job(_) | Self::HostNetwork | Self::Nested => 1,
+        }
+    }
+
+    /// The word of the report.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Deployment(_) => "deployment",
+            Self::Bare => "bare pod",
+            Self::Job(_) => "job",
+            Self::HostNetwork => "hostNetwork pod",
+            Self::Nested => "pod with nested cgroups",
+        }
+    }
+}
+
+/// What is wrong with the API server, for the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is killed, and started again.
+    Away,
+    /// Requests wait.
+    Frozen,
+    /// Evictions reach it late.
+    Slow,
+    /// Evictions are refused with this status.
+    Refusing(u16),
+    /// Evictions reach it, and their answers are lost.
+    LosesAnswers,
+    /// All watches end.
+    EndsWatches,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make a workload.
+    Make {
+        /// Its name; none is used twice.
+        name: String,
+        /// What it is.
+        kind: Kind,
+    },
+    /// Remove a workload.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+    /// Have a pod send a hundred times as much.
+    Breach {
+        /// The workload.
+        name: String,
+        /// Which of its pods, by name; modulo how many there are.
+        replica: u32,
+    },
+    /// Have it send what is normal again.
+    EndBreach {
+        /// The workload.
+        name: String,
+    },
+    /// Kill the agent (SIGKILL).
+    KillAgent,
+    /// `kubectl rollout restart` of the agent.
+    Rollout,
+    /// Kill a container (SIGKILL).
+    KillContainer {
+        /// The workload.
+        name: String,
+        /// Which of its pods, by name; modulo how many there are.
+        replica: u32,
+    },
+    /// From now on the API server is not what it should be.
+    Fault(Fault),
+    /// It is again.
+    EndFault,
+    /// Engage or release the kill switch of the fleet.
+    KillSwitch(bool),
+    /// Make and remove so many cgroups that look like containers.
+    Churn(u32),
+    /// Stop all traffic, wait until nothing moves, compare, and go on.
+    Checkpoint,
+}
+
+impl Action {
+    /// The word of the report.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Make { kind, .. } => kind.word(),
+            Self::Remove { .. } => "workload removed",
+            Self::Breach { .. } => "breach",
+            Self::EndBreach { .. } => "breach ended",
+            Self::KillAgent => "agent killed",
+            Self::Rollout => "agent rolled out",
+            Self::KillContainer { .. } => "container killed",
+            Self::Fault(Fault::Away) => "API server away",
+            Self::Fault(Fault::Frozen) => "API server frozen",
+            Self::Fault(Fault::Slow) => "API server slow",
+            Self::Fault(Fault::Refusing(_)) => "API server refusing",
+            Self::Fault(Fault::LosesAnswers) => "API server's answers lost",
+            Self::Fault(Fault::EndsWatches) => "watches ended",
+            Self::EndFault => "API fault ended",
+            Self::KillSwitch(true) => "kill switch engaged",
+            Self::KillSwitch(false) => "kill switch released",
+            Self::Churn(_) => "cgroup churn",
+            Self::Checkpoint => "checkpoint",
+        }
+    }
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Its round, from 0: in the first one the first workloads are made.
+    pub round: u32,
+    /// When it is due, from the beginning of its round. Late ones are done at once.
+    pub at: Duration,
+    /// What is done.
+    pub action: Action,
+}
+
+/// How many rounds a plan of so many minutes has, besides the first, and from which one on nothing ends the agent.
+#[must_use]
+pub fn rounds(minutes: u32) -> (u32, u32) {
+    let rounds = (u64::from(minutes) * 60 / WHOLE_ROUND).max(FEWEST_ROUNDS);
+    let steady = (rounds * 2 / 5).max(FEWEST_STEADY);
+    (rounds as u32, (rounds - steady) as u32 + 1)
+}
+
+/// The steps of a soak, in the order in which they are done.
+#[must_use]
+pub fn plan(seed: u64, minutes: u32) -> Vec<Step> {
+    let mut planner = Planner { random: scrambled(seed), workloads: vec![], made: 0, steps: vec![] };
+    let first = [Kind::Deployment(3), Kind::Bare, Kind::HostNetwork, Kind::Nested];
+    for (index, kind) in first.into_iter().enumerate() {
+        planner.make(0, 2 * index as u64, kind);
+    }
+    planner.step(0, ROUND.as_secs(), Action::Checkpoint);
+    let (rounds, steady) = rounds(minutes);
+    for round in 1..=rounds {
+        planner.round(round, round < steady);
+    }
+    planner.steps
+}
+
+/// Neighbouring seeds, 0 and 1 among them, begin quite differently.
+fn scrambled(seed: u64) -> Random {
+    let mut random = Random::new((seed ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9));
+    for _ in 0..8 {
+        random.next();
+    }
+    random
+}
+
+struct Planner {
+    random: Random,
+    /// Those that there are; the first one stays to the end.
+    workloads: Vec<(String, Kind)>,
+    made: u32,
+    steps: Vec<Step>,
+}
+
+impl Planner {
+    fn step(&mut self, round: u32, at: u64, action: Action) {
+        self.steps.push(Step { round, at: Duration::from_secs(at), action });
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.random.below(100) < percent
+    }
+
+    fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.random.below(high - low + 1)
+    }
+
+    fn pods(&self) -> u32 {
+        self.workloads.iter().map(|(_, kind)| kind.pods()).sum()
+    }
+
+    fn make(&mut self, round: u32, at: u64, kind: Kind) {
+        let letter = match kind {
+            Kind::Deployment(_) => "web",
+            Kind::Bare => "bare",
+            Kind::Job(_) => "job",
+            Kind::HostNetwork => "host",
+            Kind::Nested => "nested",
+        };
+        let name = format!("{letter}{}", self.made);
+        self.made += 1;
+        self.workloads.push((name.clone(), kind));
+        self.step(round, at, Action::Make { name, kind });
+    }
+
+    fn round(&mut self, round: u32, may_end_agent: bool) {
+        let begin = self.steps.len();
+        // A job of the round before has ended.
+        self.workloads.retain(|(_, kind)| !matches!(kind, Kind::Job(_)));
+        let breached = self.breaches(round);
+        self.ends(round, may_end_agent);
+        self.fault(round);
+        if self.chance(15) {
+            let on = self.between(5, 30);
+            let off = on + self.between(8, 25);
+            self.step(round, on, Action::KillSwitch(true));
+            self.step(round, off, Action::KillSwitch(false));
+        }
+        if self.chance(40) {
+            let (at, cgroups) = (self.between(0, 55), self.between(5, 40) as u32);
+            self.step(round, at, Action::Churn(cgroups));
+        }
+        self.come_and_go(round, &breached);
+        // Stable: of two at the same time the one that was thought of first comes first.
+        self.steps[begin..].sort_by_key(|step| step.at);
+        self.step(round, ROUND.as_secs(), Action::Checkpoint);
+    }
+
+    /// Breaches that last for most of the round: found, contained and, where the policy and the budgets allow, evicted.
+    fn breaches(&mut self, round: u32) -> Vec<String> {
+        let count = if self.chance(75) { self.between(1, MOST_BREACHES) } else { 0 };
+        let mut breached: Vec<String> = vec![];
+        for _ in 0..count {
+            let (name, kind) = self.breacher();
+            let replica = self.random.below(u64::from(kind.pods())) as u32;
+            if breached.contains(&name) {
+                continue;
+            }
+            let (begin, lasts) = (self.between(0, 12), self.between(25, 48));
+            self.step(round, begin, Action::Breach { name: name.clone(), replica });
+            self.step(round, begin + lasts, Action::EndBreach { name: name.clone() });
+            breached.push(name);
+        }
+        breached
+    }
+
+    /// Mostly a Deployment: nothing else is evicted.
+    fn breacher(&mut self) -> (String, Kind) {
+        let evicted = |(_, kind): &&(String, Kind)| matches!(kind, Kind::Deployment(_));
+        let deployments: Vec<_> = self.workloads.iter().filter(evicted).cloned().collect();
+        let candidates = if self.chance(60) { deployments } else { self.workloads.clone() };
+        candidates[self.random.below(candidates.len() as u64) as usize].clone()
+    }
+
+    fn ends(&mut self, round: u32, may_end_agent: bool) {
+        if may_end_agent && self.chance(55) {
+            for _ in 0..=self.random.below(2) {
+                let at = self.between(2, 50);
+                self.step(round, at, Action::KillAgent);
+            }
+        } else if may_end_agent && self.chance(20) {
+            let at = self.between(2, 40);
+            self.step(round, at, Action::Rollout);
+        }
+        if self.chance(35) {
+            let index = self.random.below(self.workloads.len() as u64) as usize;
+            let (name, kind) = self.workloads[index].clone();
+            let (at, replica) = (self.between(0, 50), self.random.below(u64::from(kind.pods())) as u32);
+            self.step(round, at, Action::KillContainer { name, replica });
+        }
+    }
+
+    /// One at a time, and over before the round is.
+    fn fault(&mut self, round: u32) {
+        if !self.chance(60) {
+            return;
+        }
+        let (begin, lasts) = (self.between(0, 35), self.between(5, 25));
+        let fault = match self.random.below(6) {
+            0 => Fault::Away,
+            1 => Fault::Frozen,
+            2 => Fault::Slow,
+            3 => Fault::Refusing([429, 500, 503][self.random.below(3) as usize]),
+            4 => Fault::LosesAnswers,
+            _ => Fault::EndsWatches,
+        };
+        self.step(round, begin, Action::Fault(fault));
+        self.step(round, begin + lasts, Action::EndFault);
+    }
+
+    fn come_and_go(&mut self, round: u32, breached: &[String]) {
+        if self.workloads.len() > 3 && self.chance(45) {
+            let index = 1 + self.random.below(self.workloads.len() as u64 - 1) as usize;
+            // What breaches goes as well, at any time; what is named in later steps of this round is left alone by them.
+            let (name, _) = self.workloads.remove(index);
+            let at = if breached.contains(&name) { self.between(15, 50) } else { self.between(0, 50) };
+            self.step(round, at, Action::Remove { name });
+        }
+        if !self.chance(70) {
+            return;
+        }
+        let kind = match self.random.below(5) {
+            0 => Kind::Deployment(2 + self.random.below(2) as u32),
+            1 => Kind::Bare,
+            2 => Kind::Job(self.between(5, 20) as u32),
+            3 => Kind::HostNetwork,
+            _ => Kind::Nested,
+        };
+        let has_host = self.workloads.iter().any(|(_, kind)| matches!(kind, Kind::HostNetwork));
+        // Two in the node's network would want the same port.
+        if self.pods() + kind.pods() <= MOST_PODS && !(kind == Kind::HostNetwork && has_host) {
+            let at = self.between(0, 35);
+            self.make(round, at, kind);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,0 +1,123 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+
+const SEEDS: u64 = 300;
+
+fn each_round(minutes: u32, mut look: impl FnMut(u64, &[Step])) {
+    for seed in 0..SEEDS {
+        for round in plan(seed, minutes).chunk_by(|a, b| a.round == b.round) {
+            look(seed, round);
+        }
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_steps_and_another_seed_others() {
+    assert_eq!(plan(7, 10), plan(7, 10));
+    let plans: Vec<_> = (0..20).map(|seed| plan(seed, 10)).collect();
+    for (index, one) in plans.iter().enumerate() {
+        assert!(plans[index + 1..].iter().all(|other| one != other), "seed {index} is not the only one");
+    }
+}
+
+#[test]
+fn a_plan_has_as_many_rounds_as_its_minutes_and_a_part_of_them_for_one_agent() {
+    for (minutes, expected) in [(60, (36, 23)), (10, (6, 4)), (1, (5, 3))] {
+        assert_eq!(rounds(minutes), expected, "{minutes}");
+    }
+}
+
+#[test]
+fn every_round_ends_with_its_only_checkpoint_and_steps_are_in_order() {
+    each_round(20, |seed, round| {
+        let checkpoints = round.iter().filter(|step| step.action == Action::Checkpoint).count();
+        assert_eq!(checkpoints, 1, "seed {seed}: {round:#?}");
+        assert_eq!(round.last().map(|step| &step.action), Some(&Action::Checkpoint), "seed {seed}");
+        assert!(round.is_sorted_by_key(|step| step.at), "seed {seed}: {round:#?}");
+        assert!(round.iter().all(|step| step.at <= ROUND), "seed {seed}: {round:#?}");
+    });
+}
+
+#[test]
+fn what_is_begun_in_a_round_is_ended_in_it() {
+    each_round(20, |seed, round| {
+        let (mut fault, mut engaged, mut breached) = (false, false, BTreeSet::new());
+        for step in round {
+            match &step.action {
+                Action::Fault(_) => assert!(!std::mem::replace(&mut fault, true), "seed {seed}: two faults at once"),
+                Action::EndFault => fault = false,
+                Action::KillSwitch(on) => engaged = *on,
+                Action::Breach { name, .. } => drop(breached.insert(name)),
+                Action::EndBreach { name } => assert!(breached.remove(name), "seed {seed}: {name} did not breach"),
+                _ => {}
+            }
+        }
+        assert!(!fault && !engaged && breached.is_empty(), "seed {seed}: {round:#?}");
+    });
+}
+
+#[test]
+fn there_are_never_too_many_pods_nor_breaches_nor_a_name_twice() {
+    for seed in 0..SEEDS {
+        let (mut pods, mut names) = (BTreeMap::new(), BTreeSet::new());
+        let plan = plan(seed, 60);
+        for round in plan.chunk_by(|a, b| a.round == b.round) {
+            pods.retain(|_, kind| !matches!(kind, Kind::Job(_)));
+            let breaches = round.iter().filter(|step| matches!(step.action, Action::Breach { .. })).count();
+            assert!(breaches as u64 <= MOST_BREACHES, "seed {seed}: {breaches} breaches are a storm");
+            // What is removed in a round may be there until its end.
+            let mut most = pods.clone();
+            for step in round {
+                match &step.action {
+                    Action::Make { name, kind } => {
+                        assert!(names.insert(name.clone()), "seed {seed}: {name} twice");
+                        pods.insert(name.clone(), *kind);
+                        most.insert(name.clone(), *kind);
+                    }
+                    Action::Remove { name } => {
+                        assert!(pods.remove(name).is_some(), "seed {seed}: {name} is not there");
+                    }
+                    Action::Breach { name, .. } | Action::KillContainer { name, .. } => {
+                        assert!(most.contains_key(name), "seed {seed}: {name} is not there");
+                    }
+                    _ => {}
+                }
+            }
+            let at_once: u32 = pods.values().map(|kind| kind.pods()).sum();
+            assert!(at_once <= MOST_PODS, "seed {seed}: {at_once} pods: {pods:?}");
+            let hosts = pods.values().filter(|kind| **kind == Kind::HostNetwork).count();
+            assert!(hosts <= 1, "seed {seed}: {hosts} pods in the node's network");
+        }
+        assert!(pods.contains_key("web0"), "seed {seed}: the first workload stays");
+    }
+}
+
+#[test]
+fn towards_the_end_nothing_ends_the_agent() {
+    let (_, steady) = rounds(60);
+    let mut ends = 0;
+    for seed in 0..SEEDS {
+        for step in plan(seed, 60) {
+            if matches!(step.action, Action::KillAgent | Action::Rollout) {
+                assert!(step.round < steady, "seed {seed}: {step:?}");
+                ends += 1;
+            }
+        }
+    }
+    assert!(ends > SEEDS, "{ends} ends of an agent in {SEEDS} plans");
+}
+
+#[test]
+fn ten_minutes_of_most_seeds_have_something_of_everything() {
+    let mut words: BTreeMap<&str, u64> = BTreeMap::new();
+    for seed in 0..SEEDS {
+        let found: BTreeSet<_> = plan(seed, 10).iter().map(|step| step.action.word()).collect();
+        for word in found {
+            *words.entry(word).or_default() += 1;
+        }
+    }
+    let rare: Vec<_> = words.iter().filter(|(_, plans)| **plans < SEEDS / 10).collect();
+    assert!(rare.is_empty() && words.len() == 22, "{} words; rare ones: {rare:?}", words.len());
+    assert!(words["breach"] > SEEDS * 95 / 100 && words["agent killed"] > SEEDS * 80 / 100, "{words:?}");
+}
