@@ -124,7 +124,8 @@ fn what_is_no_ip_packet_is_external_and_counted() -> Result<()> {
 fn every_one_of_sixteen_cidrs_is_compared_to_the_bit() -> Result<()> {
     let v4_nets: Vec<IpNet> =
         (0..16).map(|i| format!("10.{}.0.0/{}", i * 8, 13 + i).parse()).collect::<Result<_, _>>()?;
-    let v6_nets = (0..16u16).map(|i| format!("fd00:{i:x}::/{}", if i % 2 == 0 { 32 } else { 96 }).parse::<IpNet>());
+    let v6_nets =
+        (0..16u16).map(|i| format!("fd00:{:x}::/{}", 2 * i, if i % 2 == 0 { 32 } else { 96 }).parse::<IpNet>());
     let nets: Vec<IpNet> = v4_nets.into_iter().chain(v6_nets.collect::<Result<Vec<_>, _>>()?).collect();
     let beyond = |address: IpAddr| match address {
         IpAddr::V4(address) => IpAddr::V4(Ipv4Addr::from_bits(address.to_bits() + 1)),
