@@ -7,6 +7,7 @@ pub mod guarded;
 pub mod leftovers;
 pub mod limits;
 pub mod meter;
+pub mod metrics;
 pub mod net;
 pub mod pods;
 pub mod process;
