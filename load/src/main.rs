@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! load pause                                      waits to be ended
-//! load serve [--port 8080] [--send TO,SIZE,RATE]... [--poll IP:PORT [--every MS]]
+//! load serve [--port 8080] [--send TO,SIZE,RATE]... [--poll IP:PORT [--every MS]] [--drain SECONDS]
 //! load send TO,SIZE,RATE,SECONDS                  sends and ends
 //! load get IP:PORT/PATH                           prints the answer, fails unless it is 200
 //! load nest NAME ARGUMENTS...                     goes on with ARGUMENTS in a cgroup of this name beneath its own
@@ -12,7 +12,8 @@
 //!
 //! TO is `udp:IP:PORT` or `tcp:IP:PORT`, SIZE the payload of a datagram or write in bytes, RATE payload bytes per second.
 //!
-//! What `serve` answers: `/` its host's name; `/send?TO,SIZE,RATE` begins a stream, in the place of the one to the same
+//! `serve` goes on for `--drain` seconds when it is to end (SIGTERM), as who is behind a service has to: nodes hear late that
+//! a pod is not to be asked any more. What it answers: `/` its host's name; `/send?TO,SIZE,RATE` begins a stream, in the place of the one to the same
 //! address, and says when (Unix time in nanoseconds); `/stop` ends all streams; `/sent` what they have sent so far, and
 //! `/polled` what the poll found, both as JSON.
 
@@ -24,7 +25,10 @@ use std::{
     fs,
     net::{TcpListener, UdpSocket},
     path::Path,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -38,9 +42,6 @@ use crate::{
 };
 
 fn main() -> Result<()> {
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register_conditional_shutdown(signal, 0, Arc::new(AtomicBool::new(true)))?;
-    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     run(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
 }
@@ -60,7 +61,24 @@ fn run(arguments: &[&str]) -> Result<()> {
     }
 }
 
+/// Ends the process so long after it is asked to.
+fn end_after(drain: Duration) -> Result<()> {
+    let asked = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&asked))?;
+    }
+    thread::spawn(move || {
+        while !asked.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(50));
+        }
+        thread::sleep(drain);
+        std::process::exit(0);
+    });
+    Ok(())
+}
+
 fn pause() -> Result<()> {
+    end_after(Duration::ZERO)?;
     loop {
         thread::park();
     }
@@ -68,18 +86,21 @@ fn pause() -> Result<()> {
 
 fn serve(mut options: &[&str]) -> Result<()> {
     let (mut port, mut every, mut polled) = (8080, Duration::from_millis(200), None);
+    let mut drain = Duration::ZERO;
     let streams = Arc::new(Streams::default());
     while let [name, value, rest @ ..] = options {
         match *name {
             "--port" => port = value.parse()?,
             "--every" => every = Duration::from_millis(value.parse()?),
             "--poll" => polled = Some(*value),
+            "--drain" => drain = Duration::from_secs(value.parse()?),
             "--send" => drop(streams.begin(value.parse()?)?),
             _ => bail!("no such option: {name}"),
         }
         options = rest;
     }
     ensure!(options.is_empty(), "an option without a value: {options:?}");
+    end_after(drain)?;
     let poll = Arc::new(Poll::default());
     if let Some(address) = polled {
         let (poll, address) = (Arc::clone(&poll), address.to_owned());
@@ -99,6 +120,7 @@ fn serve(mut options: &[&str]) -> Result<()> {
 
 /// `TO,SIZE,RATE,SECONDS`
 fn send(order: &str) -> Result<()> {
+    end_after(Duration::ZERO)?;
     let (order, seconds) = order.rsplit_once(',').context("no seconds")?;
     let order: Order = order.parse()?;
     let streams = Streams::default();

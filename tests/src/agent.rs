@@ -1,7 +1,6 @@
 //! A real agent, on a tree of its own.
 
 use std::{
-    collections::BTreeMap,
     fs,
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
@@ -14,9 +13,9 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 pub use guard_agent::snapshot;
 
+pub use crate::metrics::Metrics;
 use crate::{
     eventually,
-    net::Wire,
     pods::{Container, Pods},
     process::{kill, wait},
     sibling, unique,
@@ -172,62 +171,6 @@ impl Drop for Setup {
         if let Err(error) = fs::remove_dir_all(&self.dir) {
             eprintln!("left behind {}: {error}", self.dir.display());
         }
-    }
-}
-
-/// The series of `/metrics` with their values.
-#[derive(Clone, Debug, Default)]
-pub struct Metrics(pub BTreeMap<String, f64>);
-
-impl Metrics {
-    /// Reads the text format.
-    pub fn parse(text: &str) -> Result<Self> {
-        let series = text.lines().filter(|line| !line.starts_with('#')).map(|line| {
-            let (series, value) = line.rsplit_once(' ').with_context(|| format!("not a series: {line}"))?;
-            Ok((series.to_owned(), value.parse()?))
-        });
-        Ok(Self(series.collect::<Result<_>>()?))
-    }
-
-    /// The value of a series, written as in the text format.
-    pub fn get(&self, series: &str) -> Option<u64> {
-        self.0.get(series).map(|value| *value as u64)
-    }
-
-    /// What a container's series say; direction is `egress` or `ingress`.
-    pub fn container(&self, container: &Container, direction: &str, class: &str) -> Wire {
-        self.labelled(container.label(), direction, class)
-    }
-
-    /// What a container sent to external destinations.
-    pub fn external(&self, container: &Container) -> Wire {
-        self.container(container, "egress", "external")
-    }
-
-    /// Fails if a counter is smaller in `later`, or no longer there.
-    pub fn assert_not_above(&self, later: &Self) -> Result<()> {
-        for (series, was) in self.0.iter().filter(|(series, _)| series.contains("_total")) {
-            let now = later.0.get(series).with_context(|| format!("{series} is gone"))?;
-            ensure!(now >= was, "{series} went down from {was} to {now}");
-        }
-        Ok(())
-    }
-
-    /// As [`Self::container`], by the label.
-    pub fn labelled(&self, container: &str, direction: &str, class: &str) -> Wire {
-        let sum = |unit: &str| {
-            let name = format!(
-                "egress_guard_container_{direction}_{unit}_total{{class=\"{class}\",container=\"{container}\","
-            );
-            self.0.iter().filter(|(series, _)| series.starts_with(&name)).map(|(_, value)| *value as u64).sum()
-        };
-        Wire { bytes: sum("bytes"), packets: sum("packets") }
-    }
-
-    /// The sum of all containers' bytes.
-    pub fn all_containers(&self, class: &str) -> u64 {
-        let name = format!("egress_guard_container_egress_bytes_total{{class=\"{class}\",");
-        self.0.iter().filter(|(series, _)| series.starts_with(&name)).map(|(_, value)| *value as u64).sum()
     }
 }
 

@@ -8,6 +8,7 @@ pub mod hostile;
 pub mod leftovers;
 pub mod limits;
 pub mod meter;
+pub mod metrics;
 pub mod net;
 pub mod pods;
 pub mod process;

@@ -1,7 +1,7 @@
 //! One replica of a service sends a hundred times its normal, and is replaced, while the service answers.
 
 use anyhow::{Result, ensure};
-use guard_e2e::eventually;
+use guard_e2e::{eventually, objects::merge};
 use guard_node::{
     Clock, Installation, Load, Node, SOON, WORLD,
     agent::counted,
@@ -13,6 +13,7 @@ use k8s_openapi::api::{
     core::v1::{Pod, Service},
 };
 use kube::ResourceExt as _;
+use serde_json::json;
 
 /// Payload bytes per second of each replica.
 const NORMAL: u64 = 10_000;
@@ -40,7 +41,10 @@ async fn a_breacher_is_replaced_while_its_service_answers() -> Result<()> {
     let node = Node::shared().await?;
     let agent = node.install(&Installation::of("evict", CONFIG)).await?;
     let space = node.space().await?;
-    space.create::<Deployment>(load::deployment("web", 3, &["serve", "--send", &stream(1)])).await?;
+    let web = load::deployment("web", 3, &["serve", "--send", &stream(1), "--drain", "15"]);
+    // It serves on until nobody asks it any more, as whoever wants a service without a gap has it.
+    let patient = json!({"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 40}}}});
+    space.create::<Deployment>(merge(web, patient)).await?;
     space.budget("web", "web", 2).await?;
     let service: Service = space.create(load::service("web")).await?;
     let address = service.spec.and_then(|spec| spec.cluster_ip).unwrap_or_default();
