@@ -47,6 +47,13 @@ pub(super) struct Attempt {
     dry: bool,
 }
 
+impl Attempt {
+    /// What was paid for it is given back once evictions are in earnest, also when its container is gone by then.
+    fn is_lent(&self) -> bool {
+        self.dry && self.paid.is_some()
+    }
+}
+
 /// What an eviction begins with.
 pub(super) struct Begun {
     pub(super) container: ContainerId,
@@ -123,14 +130,14 @@ impl Attempts {
     /// A container is gone. What was done to its pod is remembered, and how its own eviction ended is yet to be told.
     pub(super) fn gone(&mut self, id: ContainerId) {
         let unit = Unit::Container(id);
-        if self.state(&unit) != Some(Eviction::Underway) {
+        if self.0.get(&unit).is_some_and(|attempt| attempt.state != Eviction::Underway && !attempt.is_lent()) {
             self.0.remove(&unit);
         }
     }
 
     /// Only containers that are there are.
     pub(super) fn settled(&mut self, is_there: impl Fn(ContainerId) -> bool) {
-        self.0.retain(|unit, _| !matches!(unit, Unit::Container(id) if !is_there(*id)));
+        self.0.retain(|unit, attempt| !matches!(unit, Unit::Container(id) if !is_there(*id)) || attempt.is_lent());
     }
 
     /// What was only asked for so that nothing is evicted is as if it had not been.

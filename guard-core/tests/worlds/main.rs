@@ -4,6 +4,7 @@
 
 mod deeds;
 mod evictions;
+mod found;
 mod node;
 mod operator;
 mod pods;
