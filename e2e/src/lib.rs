@@ -26,7 +26,7 @@ pub use control_plane::{ControlPlane, Options};
 pub use fleet::Fleet;
 pub use installation::Installation;
 pub use kubelet::{Behaviour, Kubelet};
-pub use proxy::{Fault, Proxy};
+pub use proxy::{Fault, Proxy, Side};
 pub use space::Space;
 
 /// Tries until it holds, for at most `limit`; the error says what was seen last.

@@ -64,6 +64,15 @@ pub enum Fault {
     HoldAnswer,
 }
 
+/// On which side of the server a request stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The server has not got it.
+    Before,
+    /// The server has answered it, and nobody knows yet.
+    After,
+}
+
 /// A proxy on loopback, without TLS unless it is asked for. Whoever asks through it has the identity of the token that comes with the request.
 #[derive(Debug)]
 pub struct Proxy {
@@ -82,6 +91,8 @@ struct Shared {
     requests: Mutex<usize>,
     /// One that is delayed passes.
     pass_on: Notify,
+    /// The request at which all stands still, by its number.
+    halt: Mutex<Option<(usize, Side)>>,
     /// Requests pass.
     open: watch::Sender<bool>,
     /// Changes: the watches that there are end.
@@ -135,6 +146,7 @@ impl Proxy {
             evictions: Mutex::default(),
             requests: Mutex::default(),
             pass_on: Notify::new(),
+            halt: Mutex::default(),
             open: watch::Sender::new(true),
             end: watch::Sender::default(),
         });
@@ -202,9 +214,20 @@ impl Proxy {
         self.shared.pass_on.notify_one();
     }
 
+    /// Lets requests wait from so many further ones on: the last of those stands on this side of the server meanwhile.
+    pub fn stop_after(&self, requests: usize, side: Side) {
+        *lock(&self.shared.halt) = Some((self.requests() + requests, side));
+    }
+
+    /// Whether requests wait.
+    pub fn is_stopped(&self) -> bool {
+        !*self.shared.open.borrow()
+    }
+
     /// From now on nothing is wrong: requests pass, evictions too, and those that are delayed.
     pub fn heal(&self) {
         lock(&self.shared.faults).clear();
+        *lock(&self.shared.halt) = None;
         self.shared.pass_on.notify_waiters();
         self.go_on();
     }
@@ -266,19 +289,38 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static
 impl Shared {
     /// An error closes the connection.
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<AnyBody>> {
-        *lock(&self.requests) += 1;
+        let number = {
+            let mut requests = lock(&self.requests);
+            *requests += 1;
+            *requests
+        };
         let (parts, body) = request.into_parts();
         let body = body.collect().await?.to_bytes();
+        self.halt(number, Side::Before);
         self.open.subscribe().wait_for(|open| *open).await?;
         let mut request = Request::builder().method(parts.method.clone()).uri(parts.uri.clone());
         if let Some(headers) = request.headers_mut() {
             *headers = passing(parts.headers);
         }
         let request = request.body(Body::from(body.clone()))?;
-        if parts.method == Method::POST && parts.uri.path().ends_with("/eviction") {
-            return self.eviction(request, serde_json::from_slice(&body)?).await;
+        let answer = if parts.method == Method::POST && parts.uri.path().ends_with("/eviction") {
+            self.eviction(request, serde_json::from_slice(&body)?).await
+        } else {
+            self.pass(request).await
+        };
+        if self.halt(number, Side::After) {
+            self.open.subscribe().wait_for(|open| *open).await?;
         }
-        self.pass(request).await
+        answer
+    }
+
+    /// Has all stand still if this is where it is to.
+    fn halt(&self, number: usize, side: Side) -> bool {
+        let here = lock(&self.halt).take_if(|halt| *halt == (number, side)).is_some();
+        if here {
+            self.open.send_replace(false);
+        }
+        here
     }
 
     async fn eviction(&self, request: Request<Body>, body: Value) -> Result<Response<AnyBody>> {

@@ -113,8 +113,13 @@ impl Space {
 
     /// Waits until a budget allows this many disruptions.
     pub async fn budget_allows(&self, name: &str, disruptions: u64) -> Result<()> {
+        self.budget_allows_within(name, disruptions, SOON).await
+    }
+
+    /// As [`Self::budget_allows`], for pods that take their time.
+    pub async fn budget_allows_within(&self, name: &str, disruptions: u64, limit: Duration) -> Result<()> {
         let path = format!("/apis/policy/v1beta1/namespaces/{}/poddisruptionbudgets/{name}", self.name);
-        eventually(&format!("the budget {name} allows {disruptions} disruptions"), SOON, async || {
+        eventually(&format!("the budget {name} allows {disruptions} disruptions"), limit, async || {
             let status = self.ask(Method::GET, &path, None).await?.body["status"].take();
             ensure!(status["disruptionsAllowed"].as_u64() == Some(disruptions), "{status}");
             Ok(())

@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use guard_agent::snapshot::Container;
 use guard_e2e::{eventually, space::is_ready};
 use guard_tests::{agent::Metrics, net::Wire};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{
     Api, ResourceExt as _,
@@ -11,13 +12,16 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::{Node, SOON};
+use crate::{Node, SOON, stages::logged_at};
 
 /// The namespace of the installation, the name of its objects, and the label of its pods.
 pub const NAME: &str = "egress-guard";
 
 /// The image as `cargo xtask image` names it.
 pub const IMAGE: &str = concat!("localhost/egress-guard:", env!("CARGO_PKG_VERSION"));
+
+/// An image of an agent whose pins have another layout.
+pub const OLDER: &str = "localhost/egress-guard:older";
 
 /// What is installed.
 #[derive(Clone, Debug)]
@@ -135,10 +139,16 @@ impl Agent<'_> {
 
     /// Waits until a line of the log has all of these texts, and returns it.
     pub async fn says(&self, texts: &[&str]) -> Result<String> {
+        self.says_since(Timestamp::MIN, texts).await
+    }
+
+    /// Waits until a line of the log that is no older than this, by the guest's clock, has all of these texts, and returns it.
+    pub async fn says_since(&self, since: Timestamp, texts: &[&str]) -> Result<String> {
         eventually(&format!("the agent says {texts:?}"), SOON, async || {
             let log = self.log().await?;
-            let found = log.lines().find(|line| texts.iter().all(|text| line.contains(text)));
-            Ok(found.with_context(|| format!("it says:\n{log}"))?.to_owned())
+            let mut lines = log.lines().filter(|line| texts.iter().all(|text| line.contains(text)));
+            let found = lines.find(|line| logged_at(line).is_ok_and(|at| at >= since));
+            Ok(found.with_context(|| format!("since {since} it says:\n{log}"))?.to_owned())
         })
         .await
     }

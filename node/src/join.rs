@@ -11,7 +11,10 @@ use anyhow::{Context as _, Result, ensure};
 use guard_e2e::{ControlPlane, credentials};
 use serde_json::{Value, json};
 
-use crate::image;
+use crate::{
+    agent,
+    image::{self, Image},
+};
 
 /// The host, as the guest sees it.
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
@@ -34,6 +37,8 @@ pub(crate) struct Ports {
 pub(crate) struct Artifacts {
     /// The static program of the tests' pods.
     pub(crate) load: PathBuf,
+    /// A static agent with another layout.
+    pub(crate) older: PathBuf,
     /// Archives of images.
     pub(crate) images: Vec<PathBuf>,
 }
@@ -55,7 +60,17 @@ pub(crate) fn disk(plane: &ControlPlane, ports: Ports, artifacts: &Artifacts, fo
         fs::write(content.join(format!("{name}.env")), format!("ARGUMENTS={arguments}\n"))?;
     }
     fs::copy(&artifacts.load, content.join("load")).context("copy the load program")?;
-    image::write(&artifacts.load, &[image::NAME], &folder.join("image"), &images.join("load.tar"))?;
+    let load =
+        Image { name: image::NAME, program: &artifacts.load, entrypoint: "load", command: "pause", folders: &[] };
+    image::write(&load, &folder.join("load"), &images.join("load.tar"))?;
+    let older = Image {
+        name: agent::OLDER,
+        program: &artifacts.older,
+        entrypoint: "guard-agent",
+        command: "run",
+        folders: &["etc/egress-guard", "run/egress-guard", "var/lib/egress-guard"],
+    };
+    image::write(&older, &folder.join("older"), &images.join("older.tar"))?;
     for archive in &artifacts.images {
         let name = archive.file_name().context("an archive has a name")?;
         fs::copy(archive, images.join(name)).with_context(|| format!("copy {}", archive.display()))?;

@@ -120,7 +120,8 @@ impl Node {
         let cache = file_in("EGRESS_GUARD_KERNELS")?;
         let root = file_in("EGRESS_GUARD_NODE")?.join("root.ext4");
         let images = env::split_paths(&file_in("EGRESS_GUARD_IMAGES")?).collect();
-        let artifacts = Artifacts { load: file_in("EGRESS_GUARD_LOAD")?, images };
+        let artifacts =
+            Artifacts { load: file_in("EGRESS_GUARD_LOAD")?, older: file_in("EGRESS_GUARD_OLDER")?, images };
         let plane = ControlPlane::start(Options {
             controllers: NODE_CONTROLLERS,
             api_arguments: vec!["--kubelet-preferred-address-types=ExternalIP".into()],

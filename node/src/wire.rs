@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use guard_tests::net::{Interface, Wire as Counted};
 
-use crate::Node;
+use crate::{Node, WORLD};
 
 const ETHERNET_HEADER: u64 = 14;
 
@@ -40,6 +40,16 @@ done
 exit 1
 "#;
 
+const ALONE: &str = r#"
+set -e
+for offload in tso gso gro tx-udp-segmentation; do
+    ethtool -K world0 $offload off
+    ip netns exec world ethtool -K eth0 $offload off
+done >/dev/null 2>&1
+ip neigh replace WORLD lladdr "$(ip netns exec world cat /sys/class/net/eth0/address)" dev world0 nud permanent
+ip -n world neigh replace 198.51.100.1 lladdr "$(cat /sys/class/net/world0/address)" dev eth0 nud permanent
+"#;
+
 impl<'a> Wire<'a> {
     /// The wire of the pod with this address.
     pub fn of(node: &'a Node, address: &str) -> Result<Self> {
@@ -47,6 +57,13 @@ impl<'a> Wire<'a> {
         let found = found.with_context(|| format!("no interface has the address {address}"))?;
         let (namespace, device) = found.trim().split_once(' ').with_context(|| format!("not found: {found}"))?;
         Ok(Self { node, device: device.into(), namespace: namespace.into() })
+    }
+
+    /// The wire to the world outside, as the world's: what it received is what the node has sent there. From now on nothing
+    /// else is on it, as for a pod.
+    pub fn world(node: &'a Node) -> Result<Self> {
+        node.run(&ALONE.replace("WORLD", WORLD)).context("the wire to the world")?;
+        Ok(Self { node, device: "world0".into(), namespace: "world".into() })
     }
 
     /// What the pod sent (`tx`) and received (`rx`), from the IP header on.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     e2e, image, manifests,
     process::{self, cargo, require_root, target_dir},
-    setup,
+    setup, vm,
 };
 
 /// The package of these tests.
@@ -38,9 +38,10 @@ pub(crate) fn parts(program: &mut Command) -> Result<()> {
     setup::everything()?;
     let node = setup::node()?;
     let images = [image::make()?];
-    let load = load()?;
+    let (load, older) = (load()?, vm::older()?);
     program.env(e2e::CONTROL_PLANE, &node.control_plane).env("EGRESS_GUARD_NODE", &node.filesystem);
     program.env("EGRESS_GUARD_KERNELS", &node.kernels).env("EGRESS_GUARD_LOAD", load);
+    program.env("EGRESS_GUARD_OLDER", older);
     program.env("EGRESS_GUARD_IMAGES", env::join_paths(images)?);
     manifests::tools(program)
 }

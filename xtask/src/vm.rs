@@ -16,6 +16,7 @@ use crate::{
     setup,
 };
 use programs::Programs;
+pub(crate) use programs::older;
 use report::Row;
 use suite::Part;
 

@@ -1,4 +1,4 @@
-//! One replica of a service sends a hundred times its normal, and is replaced, while the service answers.
+//! One replica of a service sends far more than a hundred times its normal, and is replaced, while the service answers.
 
 use anyhow::{Result, ensure};
 use guard_e2e::{eventually, objects::merge};
@@ -16,13 +16,15 @@ use kube::ResourceExt as _;
 use serde_json::json;
 
 /// Payload bytes per second of each replica.
-const NORMAL: u64 = 10_000;
+const NORMAL: u64 = 5_000;
+/// As much more is what it breaches with: beyond any doubt of what its normal was.
+const TIMES: u64 = 150;
 /// Of a datagram.
 const SIZE: u64 = 1400;
 const HEADERS: u64 = 28;
 
 /// As a user has it, but for the times.
-const CONFIG: &str = "mode: evict
+pub(crate) const CONFIG: &str = "mode: evict
 policies:
   - name: default
     match: {}
@@ -38,8 +40,13 @@ fn stream(times: u64) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_breacher_is_replaced_while_its_service_answers() -> Result<()> {
+    scenario(&Installation::of("evict", CONFIG), "replaced").await
+}
+
+/// With another installation of the same configuration; the times go into this table.
+pub(crate) async fn scenario(installation: &Installation<'_>, table: &str) -> Result<()> {
     let node = Node::shared().await?;
-    let agent = node.install(&Installation::of("evict", CONFIG)).await?;
+    let agent = node.install(installation).await?;
     let space = node.space().await?;
     let web = load::deployment("web", 3, &["serve", "--send", &stream(1), "--drain", "15"]);
     // It serves on until nobody asks it any more, as whoever wants a service without a gap has it.
@@ -58,7 +65,7 @@ async fn a_breacher_is_replaced_while_its_service_answers() -> Result<()> {
     let polled_before = client.polled()?;
 
     let clock = Clock::of(&node)?;
-    let mut stages = Stages::since(clock.on_host(breacher.send(&stream(100))?)?);
+    let mut stages = Stages::since(clock.on_host(breacher.send(&stream(TIMES))?)?);
     let pods: Vec<&Pod> = replicas.iter().map(|replica| &replica.pod).collect();
     let replacement = stages::replacement(&space, "web", &pods).await?;
     let name = breacher.pod.name_any();
@@ -80,7 +87,7 @@ async fn a_breacher_is_replaced_while_its_service_answers() -> Result<()> {
     let polled = client.polled()?;
     ensure!(polled.failed == 0, "{polled:?}");
     ensure!(polled.answered > polled_before.answered + 10, "{polled_before:?} became {polled:?}");
-    stages.tell("replaced")?;
+    stages.tell(table)?;
     node.leave(space).await
 }
 

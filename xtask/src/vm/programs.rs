@@ -21,6 +21,9 @@ const PROFILE: [&str; 4] = ["--config", "profile.dev.opt-level=1", "--config", "
 /// Another profile, if only by this, is kept apart: neither agent is built anew for the other.
 const APART: [&str; 2] = ["--config", "profile.dev.package.guard-agent.codegen-units=255"];
 
+/// There is no such one.
+const OLDER_LAYOUT: &str = "1";
+
 /// Programs by name, stripped.
 pub(crate) struct Programs {
     pub(crate) tests: Vec<(String, PathBuf)>,
@@ -56,6 +59,17 @@ impl Programs {
         tests.sort();
         Ok(Self { tests, helpers })
     }
+}
+
+/// An agent as it was before an upgrade, for that one: what it pins lies in the folder of another layout.
+pub(crate) fn older() -> Result<PathBuf> {
+    let folder = target_dir().join("vm");
+    fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    let mut build = static_cargo("build");
+    build.args(["-p", "guard-agent"]).args(APART).env("EGRESS_GUARD_LAYOUT", OLDER_LAYOUT);
+    process::run(build.env("EGRESS_GUARD_COMMIT", "older"))?;
+    let agent = target_dir().join(TARGET).join("debug/guard-agent");
+    Ok(strip("guard-agent-older", &agent, &folder)?.1)
 }
 
 fn static_cargo(verb: &str) -> Command {

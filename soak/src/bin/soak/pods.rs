@@ -174,18 +174,8 @@ fn adopt(node: &Node, app: &str, address: &str, index: usize) -> Result<Talker> 
 
 /// What is done once to the node: the wire to the world counts what is on a wire, and queues have room for a slow CPU.
 pub(crate) fn prepare(node: &Node) -> Result<()> {
-    let script = format!(
-        "set -e
-sysctl -qw net.core.netdev_max_backlog=100000
-for offload in tso gso gro tx-udp-segmentation; do
-    ethtool -K world0 $offload off
-    ip netns exec world ethtool -K eth0 $offload off
-done >/dev/null 2>&1
-ip neigh replace {WORLD} lladdr \"$(ip netns exec world cat /sys/class/net/eth0/address)\" dev world0 nud permanent
-ip -n world neigh replace 198.51.100.1 lladdr \"$(cat /sys/class/net/world0/address)\" dev eth0 nud permanent
-"
-    );
-    node.run(&script).map(drop)
+    node.run("sysctl -qw net.core.netdev_max_backlog=100000")?;
+    Wire::world(node).map(drop)
 }
 
 /// How long the guest may take for a script that asks each pod something.

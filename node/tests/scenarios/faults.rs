@@ -1,0 +1,245 @@
+//! What else may happen while a pod breaches: kubelet and containerd are restarted, the API server is away, the agent is
+//! killed at every step of an eviction. There are never two evictions for one breach, and no containment is left behind.
+
+use std::{env, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use guard_e2e::{Side, Space, eventually};
+use guard_node::{
+    Agent, Clock, Installation, Load, Node, SOON, WORLD, load,
+    stages::{self, Stages},
+};
+use jiff::Timestamp;
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kube::{Api, ResourceExt as _, api::DeleteParams};
+
+use crate::kill_switch::rate;
+
+/// Whoever breaches has nobody beside it: that is one pod less to come up, ten times.
+const CONFIG: &str = "mode: evict
+budgets:
+  node: {evictions: 100, per: 10m}
+  cluster: {evictions: 100, per: 10m}
+policies:
+  - name: default
+    match: {}
+    egress: {rate: 50KB/s, burst: 64KiB}
+    onBreach:
+      contain: {throttle: 20KB/s, for: 20m}
+      evict: {after: 5s, grace: 1s, minAge: 0s, lastReplica: true, minReady: 0}
+";
+
+const ATTACK: u64 = 200_000;
+
+/// As long as a containment outlives its agent.
+const LAPSE: Duration = Duration::from_secs(10);
+
+/// An eviction takes some twenty requests, those about Events among them.
+const REQUESTS: u64 = 20;
+
+fn stream() -> String {
+    format!("udp:{WORLD}:9100,1000,{ATTACK}")
+}
+
+/// A Deployment of one.
+async fn one<'a>(node: &'a Node, space: &Space, name: &str) -> Result<Load<'a>> {
+    space.create::<Deployment>(load::deployment(name, 1, &["serve"])).await?;
+    let one = node.loads(space, name, 1).await?.remove(0);
+    node.agent().named(&one.pod, "main").await?;
+    Ok(one)
+}
+
+/// Waits until another pod is in its place, and fails unless it was evicted once, and nobody else was.
+async fn replaced_once(node: &Node, space: &Space, app: &str, breacher: &Load<'_>) -> Result<Pod> {
+    let replacement = stages::replacement(space, app, &[&breacher.pod]).await?;
+    let taken = evictions(node, space)?;
+    ensure!(taken == [breacher.pod.name_any()], "these evictions were carried out: {taken:?}");
+    Ok(replacement.pod)
+}
+
+/// The pods of a namespace whose eviction the API server has taken.
+fn evictions(node: &Node, space: &Space) -> Result<Vec<String>> {
+    let requests = node.plane.requests()?.into_iter();
+    let taken = requests.filter(|it| it.resource == "pods/eviction" && it.namespace == space.name && it.code == 201);
+    Ok(taken.map(|it| it.name).collect())
+}
+
+/// Fails if a container of the node is held.
+async fn nobody_is_held(agent: Agent<'_>) -> Result<()> {
+    eventually("nobody is held", SOON, async || {
+        let listed = agent.list().await?;
+        let held: Vec<_> = listed.iter().filter(|it| it.standing.contained).collect();
+        ensure!(held.is_empty(), "{held:?}");
+        Ok(())
+    })
+    .await
+}
+
+/// Restarts a service of the node once a pod is contained.
+async fn restarted(unit: &str) -> Result<()> {
+    let node = Node::shared().await?;
+    let agent = node.install(&Installation::of("evict", CONFIG)).await?;
+    let space = node.space().await?;
+    let breacher = one(&node, &space, "web").await?;
+    breacher.send(&stream())?;
+    let name = breacher.pod.name_any();
+    agent.says(&["\"contained\"", &name]).await?;
+    node.run(&format!("systemctl restart {unit}"))?;
+    let fresh = replaced_once(&node, &space, "web", &breacher).await?;
+    agent.named(&fresh, "main").await?;
+    nobody_is_held(agent).await?;
+    node.leave(space).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubelet_that_is_restarted_in_a_breach() -> Result<()> {
+    restarted("kubelet").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_that_is_restarted_in_a_breach() -> Result<()> {
+    restarted("containerd").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_that_is_away_for_five_minutes_in_a_breach() -> Result<()> {
+    let node = Node::shared().await?;
+    let agent = node.install(&Installation::of("evict", CONFIG)).await?;
+    let space = node.space().await?;
+    let breacher = one(&node, &space, "web").await?;
+    let clock = Clock::of(&node)?;
+    node.plane.kill_api();
+    let began = breacher.send(&stream())?;
+    tokio::time::sleep(Duration::from_mins(5)).await;
+    let rate = rate(&breacher).await?;
+    ensure!(rate < ATTACK / 2, "{rate} bytes/s after five minutes: it is not held");
+    let back = Timestamp::now();
+    node.plane.restart_api().await?;
+    let accepted = stages::eviction_of(&node.plane, &breacher.pod).await?;
+    replaced_once(&node, &space, "web", &breacher).await?;
+    let replaced = Timestamp::now();
+    let contained = stages::logged_at(&agent.says(&["\"contained\"", &breacher.pod.name_any()]).await?)?;
+    nobody_is_held(agent).await?;
+    let mut stages = Stages::since(clock.on_host(began)?);
+    stages.reached("contained", clock.on_host(contained)?);
+    stages.reached("the API server started again", back);
+    stages.reached("eviction accepted", accepted);
+    stages.reached("replacement Ready", replaced);
+    stages.tell("api-away")?;
+    node.leave(space).await
+}
+
+/// Where an agent is killed: once so many requests have come of it since the breach, on this side of the last one.
+#[derive(Clone, Copy, Debug)]
+struct Point {
+    requests: usize,
+    side: Side,
+}
+
+/// As many as `EGRESS_GUARD_POINTS` says, four if it does not, out of `EGRESS_GUARD_SEED`.
+fn points() -> Result<(u64, Vec<Point>)> {
+    let number = |name: &str| match env::var(name) {
+        Ok(text) => text.parse().map(Some).with_context(|| format!("{name}={text:?} is not a number")),
+        Err(_) => Ok(None),
+    };
+    let seed = number("EGRESS_GUARD_SEED")?.unwrap_or_else(|| Timestamp::now().as_nanosecond() as u64 % 1_000_000);
+    let count = number("EGRESS_GUARD_POINTS")?.unwrap_or(4);
+    // Spread over all steps, at another place within each part.
+    let mut random = seed;
+    let points = (0..count).map(|index| {
+        // Knuth's MMIX generator: any will do.
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let within = random >> 33;
+        let (first, next) = (REQUESTS * index / count, REQUESTS * (index + 1) / count);
+        let side = if within & 1 == 0 { Side::Before } else { Side::After };
+        Point { requests: (1 + first + (within >> 1) % (next - first).max(1)) as usize, side }
+    });
+    Ok((seed, points.collect()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_killed_at_any_step_of_an_eviction() -> Result<()> {
+    let (seed, points) = points()?;
+    let node = Node::shared().await?;
+    let agent = node.install(&Installation::of("evict", CONFIG)).await?;
+    let space = node.space().await?;
+    for (index, point) in points.into_iter().enumerate() {
+        killed_at(&node, agent, &space, &format!("web-{index}"), point)
+            .await
+            .with_context(|| format!("at {point:?}: EGRESS_GUARD_SEED={seed} repeats it"))?;
+        fresh_agent(&node, agent).await?;
+    }
+    node.leave(space).await
+}
+
+async fn killed_at(node: &Node, agent: Agent<'_>, space: &Space, app: &str, point: Point) -> Result<()> {
+    let breacher = one(node, space, app).await?;
+    let before = evictions(node, space)?.len();
+    node.pods_api.stop_after(point.requests, point.side);
+    breacher.send(&stream())?;
+    // Fewer requests than that: the eviction is over, and so is what the agent says of it.
+    let done = || evictions(node, space).is_ok_and(|now| now.len() > before);
+    let begun = Timestamp::now();
+    let mut over_since = None;
+    while !node.pods_api.is_stopped() {
+        if done() {
+            over_since.get_or_insert_with(Timestamp::now);
+        }
+        let enough = over_since.is_some_and(|since: Timestamp| Timestamp::now().duration_since(since).as_secs() > 30);
+        if enough {
+            break;
+        }
+        ensure!(Timestamp::now().duration_since(begun).as_secs() < 180, "it is neither evicted nor does the agent ask");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    node.run(KILL)?;
+    node.pods_api.heal();
+    stages::replacement(space, app, &[&breacher.pod]).await?;
+    agent.ready().await?;
+    nobody_is_held(agent).await?;
+    let taken = evictions(node, space)?;
+    ensure!(taken[before..] == [breacher.pod.name_any()], "these evictions were carried out: {taken:?}");
+    Ok(())
+}
+
+/// Ends the agent as nothing else does.
+const KILL: &str = "kill -KILL $(pgrep -o -x guard-agent)";
+
+/// Another pod of the agent: one that was killed more than once is held back by its kubelet.
+async fn fresh_agent(node: &Node, agent: Agent<'_>) -> Result<()> {
+    let old = agent.pod().await?;
+    let pods: Api<Pod> = Api::namespaced(node.client().await?, &old.namespace().unwrap_or_default());
+    pods.delete(&old.name_any(), &DeleteParams::default()).await?;
+    eventually("another pod of the agent is there", SOON, async || {
+        ensure!(agent.pod().await?.uid() != old.uid(), "it is the same");
+        Ok(())
+    })
+    .await?;
+    agent.ready().await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_dead_lets_go() -> Result<()> {
+    let node = Node::shared().await?;
+    let agent = node.install(&Installation::of("evict", &CONFIG.replace("after: 5s", "after: 1h"))).await?;
+    let space = node.space().await?;
+    let breacher = one(&node, &space, "web").await?;
+    breacher.send(&stream())?;
+    agent.says(&["\"contained\"", &breacher.pod.name_any()]).await?;
+    let held = rate(&breacher).await?;
+    ensure!(held < ATTACK / 2, "{held} bytes/s: it is not held");
+    // Nobody starts it again.
+    node.run(&format!("systemctl stop kubelet && {KILL}"))?;
+    tokio::time::sleep(LAPSE + Duration::from_secs(1)).await;
+    let free = rate(&breacher).await?;
+    node.run("systemctl start kubelet")?;
+    ensure!(free > ATTACK * 8 / 10, "{free} bytes/s of {ATTACK}: held by nobody, for longer than its deadline");
+    // The agent that comes back finds it at it, and holds it again.
+    eventually("it is held again", SOON, async || {
+        ensure!(agent.listed(&breacher.pod, "main").await?.standing.contained);
+        Ok(())
+    })
+    .await?;
+    ensure!(evictions(&node, &space)? == [] as [String; 0], "it was evicted");
+    node.leave(space).await
+}
