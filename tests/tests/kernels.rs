@@ -38,8 +38,8 @@ fn a_kernel_carries_the_agent_or_is_declined_in_one_line() -> Result<()> {
 /// What was found before, a line for each kernel: `cargo xtask vm --figures` writes it.
 const FIGURES: &str = include_str!("../verifier.txt");
 
-/// Instructions that the verifier processes for each program, with as many CIDRs as there may be: it gives up after a
-/// million, and what is near that on one kernel may be over it on the next.
+/// Instructions that the verifier processes for each program, and states that it keeps, with as many CIDRs as there may be:
+/// it gives up after a million, and what is near that on one kernel may be over it on the next.
 #[test]
 fn the_verifiers_work_has_not_grown_unnoticed() -> Result<()> {
     require_root()?;
@@ -58,13 +58,15 @@ fn the_verifiers_work_has_not_grown_unnoticed() -> Result<()> {
         ("police_egress", Hook::Egress),
         ("police_ingress", Hook::Ingress),
     ] {
-        found.push((name, processed(programs.load_program(name, &parameters, hook)?.as_fd())?));
+        let instructions = processed(programs.load_program(name, &parameters, hook)?.as_fd())?;
+        found.extend(figures(name, instructions, &programs.statistics(name, &parameters, Some(hook))?)?);
     }
     for name in ["cgroup_mkdir", "cgroup_rmdir"] {
         let program = programs.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
         let program: &mut RawTracePoint = program.try_into()?;
         program.load()?;
-        found.push((name, processed(program.fd()?.as_fd())?));
+        let instructions = processed(program.fd()?.as_fd())?;
+        found.extend(figures(name, instructions, &programs.statistics(name, &parameters, None)?)?);
     }
     // `--figures` reads this, also if one of them has grown.
     for (name, now) in &found {
@@ -72,7 +74,7 @@ fn the_verifiers_work_has_not_grown_unnoticed() -> Result<()> {
     }
     let mut grown = Vec::new();
     for (name, now) in found {
-        let (recorded_on, was) = recorded(release, name)?;
+        let (recorded_on, was) = recorded(release, &name)?;
         let most = if recorded_on == release {
             was + was / 10
         } else {
@@ -85,7 +87,7 @@ fn the_verifiers_work_has_not_grown_unnoticed() -> Result<()> {
     }
     ensure!(
         grown.is_empty(),
-        "the verifier processes more instructions than are recorded in tests/verifier.txt: {}; if that is meant, take the \
+        "the verifier has more to do than is recorded in tests/verifier.txt: {}; if that is meant, take the \
          new figures over with `cargo xtask vm --figures`",
         grown.join(", ")
     );
@@ -97,6 +99,16 @@ fn processed(program: BorrowedFd<'_>) -> Result<u64> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd()))?;
     let line = info.lines().find_map(|line| line.strip_prefix("verified_insns:"));
     line.with_context(|| format!("no figure in {info}"))?.trim().parse().context("a number")
+}
+
+/// Both figures of a program, by the names of their columns. The verifier's own sums must say the same of the instructions.
+fn figures(name: &str, instructions: u64, said: &str) -> Result<[(String, u64); 2]> {
+    let after = |word: &str| {
+        let mut words = said.split_whitespace().skip_while(|found| *found != word);
+        words.nth(1).and_then(|number| number.parse::<u64>().ok()).with_context(|| format!("no {word} in {said:?}"))
+    };
+    ensure!(after("processed")? == instructions, "{name}: {instructions} by its information, and {said}");
+    Ok([(name.to_owned(), instructions), (format!("{name}.states"), after("total_states")?)])
 }
 
 /// Of this kernel, or of the nearest one that is recorded: the last before it, else the first. Verifiers differ by more

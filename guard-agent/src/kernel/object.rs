@@ -101,14 +101,24 @@ impl Programs {
 
     /// Loads a copy of a cgroup program with these parameters.
     pub fn load_program(&self, name: &str, parameters: &Parameters, hook: Hook) -> Result<OwnedFd, ObjectError> {
+        let (instructions, license) = self.code(name, parameters)?;
+        Ok(sys::prog_load(&instructions, &license, hook)?)
+    }
+
+    /// What the verifier says that a program takes: see [`sys::prog_statistics`].
+    pub fn statistics(&self, name: &str, parameters: &Parameters, hook: Option<Hook>) -> Result<String, ObjectError> {
+        let (instructions, license) = self.code(name, parameters)?;
+        Ok(sys::prog_statistics(&instructions, &license, hook)?)
+    }
+
+    fn code(&self, name: &str, parameters: &Parameters) -> Result<(Vec<bpf_insn>, CString), ObjectError> {
         let program =
             self.object.programs.get(name).ok_or_else(|| ObjectError::Object(format!("no program {name}")))?;
         let function = self.object.functions.get(&program.function_key());
         let function = function.ok_or_else(|| ObjectError::Object(format!("no code for program {name}")))?;
         let mut instructions = function.instructions.clone();
         parameters.write_into(&mut instructions);
-        let license: CString = program.license.clone();
-        Ok(sys::prog_load(&instructions, &license, hook)?)
+        Ok((instructions, program.license.clone()))
     }
 
     /// Loads the programs that the meters hand packets over to, and puts them in their places. Returns their ids.

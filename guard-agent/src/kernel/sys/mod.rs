@@ -78,6 +78,9 @@ unsafe fn bpf_fd<T>(cmd: bpf_cmd, call: &'static str, attr: &mut T) -> Result<Ow
     unsafe { bpf(cmd, call, attr).map(|fd| OwnedFd::from_raw_fd(fd)) }
 }
 
+/// A level of the verifier's log: its sums and nothing else.
+const BPF_LOG_STATS: u32 = 4;
+
 #[repr(C)]
 struct ProgLoad {
     prog_type: u32,
@@ -94,22 +97,34 @@ struct ProgLoad {
     expected_attach_type: u32,
 }
 
+impl ProgLoad {
+    /// Without a log. The instructions and the license must outlive it.
+    fn new(insns: &[bpf_insn], license: &CStr, prog_type: bpf_prog_type, expected_attach_type: u32) -> Self {
+        Self {
+            prog_type: prog_type as u32,
+            insn_cnt: insns.len() as u32,
+            insns: insns.as_ptr() as u64,
+            license: license.as_ptr() as u64,
+            log_level: 0,
+            log_size: 0,
+            log_buf: 0,
+            kern_version: 0,
+            prog_flags: 0,
+            prog_name: [0; 16],
+            prog_ifindex: 0,
+            expected_attach_type,
+        }
+    }
+
+    /// With one of this level.
+    fn tell(&mut self, level: u32, log: &mut [u8]) {
+        (self.log_level, self.log_size, self.log_buf) = (level, log.len() as u32, log.as_mut_ptr() as u64);
+    }
+}
+
 /// Loads a cgroup program for `hook` (`BPF_PROG_LOAD`). A refusal carries the verifier's last words.
 pub fn prog_load(insns: &[bpf_insn], license: &CStr, hook: Hook) -> Result<OwnedFd, BpfError> {
-    let mut attr = ProgLoad {
-        prog_type: bpf_prog_type::BPF_PROG_TYPE_CGROUP_SKB as u32,
-        insn_cnt: insns.len() as u32,
-        insns: insns.as_ptr() as u64,
-        license: license.as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log_buf: 0,
-        kern_version: 0,
-        prog_flags: 0,
-        prog_name: [0; 16],
-        prog_ifindex: 0,
-        expected_attach_type: hook.attach_type(),
-    };
+    let mut attr = ProgLoad::new(insns, license, bpf_prog_type::BPF_PROG_TYPE_CGROUP_SKB, hook.attach_type());
     attr.prog_name[..hook.program().len()].copy_from_slice(hook.program().as_bytes());
     // SAFETY: instructions and license outlive the call.
     let refused = match unsafe { bpf_fd(bpf_cmd::BPF_PROG_LOAD, "PROG_LOAD", &mut attr) } {
@@ -117,12 +132,27 @@ pub fn prog_load(insns: &[bpf_insn], license: &CStr, hook: Hook) -> Result<Owned
         Err(error) => error,
     };
     let mut log = vec![0u8; 64 * 1024];
-    (attr.log_level, attr.log_size, attr.log_buf) = (1, log.len() as u32, log.as_mut_ptr() as u64);
+    attr.tell(1, &mut log);
     // SAFETY: as above, and the kernel writes at most log_size bytes.
     match unsafe { bpf_fd(bpf_cmd::BPF_PROG_LOAD, "PROG_LOAD", &mut attr) } {
         Ok(fd) => Ok(fd),
         Err(_) => Err(BpfError { log: last_words(&log), ..refused }),
     }
+}
+
+/// Has the kernel verify a program, for `hook` or for a raw tracepoint, and returns what its verifier says that it took
+/// (`BPF_LOG_STATS`, kernel 5.2): `processed N insns (limit N) max_states_per_insn N total_states N ...`.
+pub fn prog_statistics(insns: &[bpf_insn], license: &CStr, hook: Option<Hook>) -> Result<String, BpfError> {
+    let mut attr = match hook {
+        Some(hook) => ProgLoad::new(insns, license, bpf_prog_type::BPF_PROG_TYPE_CGROUP_SKB, hook.attach_type()),
+        None => ProgLoad::new(insns, license, bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT, 0),
+    };
+    let mut log = vec![0u8; 4096];
+    attr.tell(BPF_LOG_STATS, &mut log);
+    // SAFETY: instructions and license outlive the call, and the kernel writes at most log_size bytes.
+    unsafe { bpf_fd(bpf_cmd::BPF_PROG_LOAD, "PROG_LOAD", &mut attr) }?;
+    let said = log.split(|&byte| byte == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(said).into_owned())
 }
 
 fn last_words(log: &[u8]) -> Option<String> {
