@@ -16,8 +16,10 @@ pub struct Life {
 pub struct Held {
     /// Memory that is resident, in KiB (`VmRSS`).
     pub rss: u64,
-    /// Open files.
+    /// Open files that are no programs.
     pub fds: u64,
+    /// Kernel programs, each of which is an open file too.
+    pub programs: u64,
     /// Pins of links.
     pub links: u64,
     /// All pins: links, maps, programs, folders.
@@ -40,14 +42,15 @@ pub struct Bounds {
     pub warm_up: Duration,
     /// KiB that it may grow by afterwards.
     pub growth: u64,
-    /// Files that it may have open more than it had, besides two for each slot that it may have used for the first time: a
-    /// slot's programs are loaded once and kept.
+    /// Files that it may have open more than it had.
     pub files: u64,
+    /// Slots whose programs it may have loaded besides those in use: what it loads ahead, and the node's.
+    pub ahead: u64,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { warm_up: Duration::from_secs(100), growth: 1024, files: 8 }
+        Self { warm_up: Duration::from_secs(100), growth: 1024, files: 8, ahead: 18 }
     }
 }
 
@@ -73,6 +76,19 @@ pub enum Leak {
         now: u64,
         /// Once warm.
         warm: u64,
+        /// The bound.
+        allowed: u64,
+    },
+    /// Kernel programs.
+    #[error(
+        "the agent has {now} kernel programs, and no more than {slots} slots were ever in use: two for each, and for those that \
+         it loads ahead, are {allowed}"
+    )]
+    Programs {
+        /// Now.
+        now: u64,
+        /// For so many at once.
+        slots: u64,
         /// The bound.
         allowed: u64,
     },
@@ -111,8 +127,8 @@ pub struct Leaks {
     life: Option<(Life, Duration)>,
     /// The most while it warmed up.
     warm: Option<Held>,
-    /// The most slots that it may have used while it warmed up, and until now.
-    slots: [u64; 2],
+    /// The most slots that were ever in use at once, by this life or those before: the lowest are used again first.
+    used: u64,
     /// Pins that are no links.
     others: Option<u64>,
 }
@@ -154,25 +170,26 @@ impl Leaks {
         let since = match self.life {
             Some((known, since)) if known == life => since,
             _ => {
-                (self.life, self.warm, self.slots) = (Some((life, at)), None, [0; 2]);
+                (self.life, self.warm) = (Some((life, at)), None);
                 at
             }
         };
-        let used = held.containers + held.begun;
-        self.slots[1] = self.slots[1].max(used);
+        let mut leaks = vec![];
+        self.used = self.used.max(held.containers + held.begun);
+        let (slots, allowed) = (self.used, 2 * (self.used + self.bounds.ahead));
+        if held.programs > allowed {
+            leaks.push(Leak::Programs { now: held.programs, slots, allowed });
+        }
         let Some(warm) = self.warm.filter(|_| at > since + self.bounds.warm_up) else {
             let before = self.warm.unwrap_or_default();
-            self.slots[0] = self.slots[1];
             self.warm = Some(Held { rss: before.rss.max(held.rss), fds: before.fds.max(held.fds), ..held });
-            return vec![];
+            return leaks;
         };
-        let mut leaks = vec![];
         let allowed = self.bounds.growth;
         if held.rss > warm.rss + allowed {
             leaks.push(Leak::Memory { now: held.rss, warm: warm.rss, allowed });
         }
-        let [before, now] = self.slots;
-        let allowed = warm.fds + self.bounds.files + 2 * (now - before);
+        let allowed = warm.fds + self.bounds.files;
         if held.fds > allowed {
             leaks.push(Leak::Files { now: held.fds, warm: warm.fds, allowed });
         }
@@ -185,7 +202,8 @@ mod tests {
     use super::*;
 
     const LIFE: Life = Life { pid: 7, started: 1000 };
-    const HELD: Held = Held { rss: 14_000, fds: 60, links: 12, pins: 20, slots: 5, containers: 5, begun: 0 };
+    const HELD: Held =
+        Held { rss: 14_000, fds: 60, programs: 40, links: 12, pins: 20, slots: 5, containers: 5, begun: 0 };
 
     fn at(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -223,14 +241,19 @@ mod tests {
             leaks.look(at(201), LIFE, Held { fds: 69, ..HELD }),
             [Leak::Files { now: 69, warm: 60, allowed: 68 }]
         );
-        // Two more containers, and one that has begun and ended: programs for each.
-        let more = Held { fds: 74, links: 16, pins: 24, slots: 7, containers: 7, begun: 1, ..HELD };
-        assert_eq!(leaks.look(at(202), LIFE, more), []);
-        assert_eq!(leaks.look(at(203), LIFE, Held { fds: 75, ..more }).len(), 1);
-        // They are kept, and used by those that come later.
-        let later = Held { begun: 3, containers: 5, ..HELD };
-        assert_eq!(leaks.look(at(900), LIFE, Held { fds: 74, ..later }), []);
-        assert_eq!(leaks.look(at(901), LIFE, Held { fds: 75, ..later }).len(), 1);
+    }
+
+    #[test]
+    fn programs_are_those_of_the_slots_that_were_in_use() {
+        let mut leaks = warm();
+        // Five containers, what is loaded ahead, and the node's.
+        assert_eq!(leaks.look(at(200), LIFE, Held { programs: 46, ..HELD }), []);
+        let expected = Leak::Programs { now: 47, slots: 5, allowed: 46 };
+        assert_eq!(leaks.look(at(201), LIFE, Held { programs: 47, ..HELD }), [expected]);
+        // Three more that came and went: their programs are kept, and used by those that come later.
+        assert_eq!(leaks.look(at(202), LIFE, Held { programs: 52, begun: 3, ..HELD }), []);
+        assert_eq!(leaks.look(at(900), LIFE, Held { programs: 52, ..HELD }), []);
+        assert_eq!(leaks.look(at(901), LIFE, Held { programs: 53, ..HELD }).len(), 1);
     }
 
     #[test]

@@ -81,8 +81,9 @@ impl fmt::Display for Report {
 /// A figure of those.
 type Figure = fn(&Held) -> u64;
 
-const FIGURES: [(&str, Figure); 5] = [
-    ("open files", |held| held.fds),
+const FIGURES: [(&str, Figure); 6] = [
+    ("open files that are no programs", |held| held.fds),
+    ("kernel programs", |held| held.programs),
     ("links", |held| held.links),
     ("pins", |held| held.pins),
     ("slots", |held| held.slots),
