@@ -45,6 +45,11 @@ const EXACT: &str = "exact";
 const FIRST_HALF: [&str; 6] = ["exact", "police", "atomics", "lifecycle", "packets", "kernels"];
 
 impl Part<'_> {
+    /// A name for a folder.
+    pub(crate) fn name(&self) -> String {
+        format!("{} {}", self.kernel.series, self.variant.name()).trim_end().replace(' ', "-")
+    }
+
     /// How many CPUs its guest has, and whether it has a time of its own.
     pub(crate) fn machine(&self) -> (u32, bool) {
         let own_time = self.variant != Variant::HostTime;
