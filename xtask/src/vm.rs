@@ -34,13 +34,16 @@ pub(crate) struct Matrix {
     /// Take the verifier's figures over into tests/verifier.txt
     #[arg(long)]
     figures: bool,
+    /// With the tests that ask the kernel for nothing that others do not ask for
+    #[arg(long)]
+    userland: bool,
     /// What the tests' programs get: a filter
     #[arg(last = true)]
     args: Vec<String>,
 }
 
 pub(crate) fn run(matrix: &Matrix) -> Result<()> {
-    let Matrix { kernel, guests, figures, args } = matrix;
+    let Matrix { kernel, guests, figures, userland, args } = matrix;
     let series: Vec<&str> = SERIES.into_iter().filter(|series| kernel == "all" || kernel == series).collect();
     if series.is_empty() {
         bail!("there is no kernel `{kernel}`: choose one of {}, or all", SERIES.join(", "));
@@ -52,7 +55,7 @@ pub(crate) fn run(matrix: &Matrix) -> Result<()> {
         process::run(cargo().args(["test", "-p", LIBRARY]))?;
     }
     let programs = Programs::build()?;
-    let parts = suite::parts(&kernels, &programs)?;
+    let parts = suite::parts(&kernels, &programs, *userland)?;
     let guests = guests.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get);
     let rows = all(&parts, guests, |part| run::part(part, &programs, args));
     let failed = report::show(rows.iter());
