@@ -251,13 +251,14 @@ impl Guest {
         // thread=multi: qemu before 8.1 corrupts a guest that patches its code, as the kernel does when it attaches a
         // program to a cgroup.
         // erms, fsrm: by these the kernel copies with an instruction that moves a byte at a time when it is emulated.
-        let mut words: Vec<OsString> = "-M q35 -accel tcg,thread=single -cpu max,-erms,-fsrm -nodefaults -no-user-config \
+        let mut words: Vec<OsString> =
+            "-M q35 -accel tcg,thread=single -cpu max,-erms,-fsrm -nodefaults -no-user-config \
                                         -display none -no-reboot -monitor none \
                                         -chardev stdio,id=shell,signal=off -device virtio-serial-pci \
                                         -device virtserialport,chardev=shell,name=guest.shell"
-            .split_whitespace()
-            .map(Into::into)
-            .collect();
+                .split_whitespace()
+                .map(Into::into)
+                .collect();
         let mut add = |flag: &str, value: OsString| words.extend([flag.into(), value]);
         add("-smp", self.cpus.to_string().into());
         add("-m", self.memory.to_string().into());

@@ -55,8 +55,8 @@ pub(crate) fn run(matrix: &Matrix) -> Result<()> {
         process::run(cargo().args(["test", "-p", LIBRARY]))?;
     }
     let programs = Programs::build()?;
-    let parts = suite::parts(&kernels, &programs, *userland)?;
     let guests = guests.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get);
+    let parts = suite::parts(&kernels, &programs, *userland, guests)?;
     let rows = all(&parts, guests, |part| run::part(part, &programs, args));
     let failed = report::show(rows.iter());
     if *figures {

@@ -46,7 +46,7 @@ const EXACT: &str = "exact";
 /// `local`). They run on the host's kernel, and in guests if that is asked for.
 const USERLAND: [&str; 5] = ["alerts", "evict", "fleet", "names", "record"];
 
-/// A file that runs in a guest of its own: these take longest. The others share the second.
+/// What takes about as long as all others together: they share a guest if a kernel has two.
 const FIRST_HALF: [&str; 6] = ["exact", "police", "atomics", "lifecycle", "packets", "kernels"];
 
 impl Part<'_> {
@@ -90,14 +90,21 @@ impl Variant {
     }
 }
 
-/// All that there is to run on these kernels.
-pub(crate) fn parts<'a>(kernels: &'a [Kernel], programs: &'a Programs, userland: bool) -> Result<Vec<Part<'a>>> {
+/// All that there is to run on these kernels, for so many guests at once. A boot takes as long as several tests, so a kernel
+/// has two guests only if there is one to spare.
+pub(crate) fn parts<'a>(
+    kernels: &'a [Kernel],
+    programs: &'a Programs,
+    userland: bool,
+    guests: usize,
+) -> Result<Vec<Part<'a>>> {
     let all: Vec<&str> = programs.tests.iter().map(|(name, _)| name.as_str()).collect();
     for file in [KERNELS].iter().chain(&FIRST_HALF).chain(&USERLAND) {
         ensure!(all.contains(file), "there is no file of tests `{file}` any more");
     }
     let wanted = all.into_iter().filter(|file| userland || !USERLAND.contains(file));
     let (first, second): (Vec<&str>, Vec<&str>) = wanted.partition(|file| FIRST_HALF.contains(file));
+    let shares = if guests > kernels.len() { vec![first, second] } else { vec![[first, second].concat()] };
     let mut parts = Vec::new();
     for kernel in kernels {
         let mut add = |variant, files: &[&'a str]| parts.push(Part { kernel, variant, files: files.to_vec() });
@@ -105,14 +112,14 @@ pub(crate) fn parts<'a>(kernels: &'a [Kernel], programs: &'a Programs, userland:
             add(Variant::Plain, &[KERNELS]);
             continue;
         }
-        if ONE_CPU.contains(&kernel.series.as_str()) {
-            add(Variant::HostTime, &[TWO_CPUS]);
-            let others: Vec<&str> = first.iter().copied().filter(|file| *file != TWO_CPUS).collect();
-            add(Variant::Plain, &others);
-        } else {
-            add(Variant::Plain, &first);
+        let one_cpu = ONE_CPU.contains(&kernel.series.as_str());
+        for share in &shares {
+            let files: Vec<&str> = share.iter().copied().filter(|file| !one_cpu || *file != TWO_CPUS).collect();
+            add(Variant::Plain, &files);
         }
-        add(Variant::Plain, &second);
+        if one_cpu {
+            add(Variant::HostTime, &[TWO_CPUS]);
+        }
         if kernel.series == COMMON {
             add(Variant::NoBtf, &[KERNELS, EXACT]);
             add(Variant::Lockdown, &[KERNELS, EXACT]);
