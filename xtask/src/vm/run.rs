@@ -15,13 +15,9 @@ use super::{
     report::{Outcome, Row},
     suite::Part,
 };
-use crate::process::root;
 
 /// Programs of the host that the tests call.
 const TOOLS: [&str; 8] = ["tc", "ethtool", "sysctl", "mount", "findmnt", "unshare", "setpriv", "date"];
-
-/// Files of the project that the tests read.
-const READ: [&str; 1] = ["deploy/kustomize/components/hardened/daemonset.yaml"];
 
 /// Half a gigahertz, an instruction a cycle: that is about what the emulation does. Less, and it would be idle; more, and
 /// the waits in the tests would not be free.
@@ -71,12 +67,7 @@ fn guest(part: &Part<'_>, programs: &Programs) -> Guest {
     for (name, path) in tests.chain(&programs.helpers) {
         guest = guest.file(format!("/job/{name}"), 0o755, path);
     }
-    // Where they were compiled.
-    for file in READ {
-        let path = root().join(file);
-        guest = guest.file(path.to_string_lossy(), 0o644, &path);
-    }
-    guest.content(root().join("tests/guest").to_string_lossy(), 0o644, "")
+    guest
 }
 
 /// Runs a file of tests. What it prints goes to a log besides, each line with the host's seconds at which it came: with those

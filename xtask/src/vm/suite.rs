@@ -13,6 +13,16 @@ pub(crate) struct Part<'a> {
     pub(crate) files: Vec<&'a str>,
 }
 
+/// Which files of tests are to run.
+pub(crate) enum Which {
+    /// Those that ask the kernel for something.
+    Kernels,
+    /// The others too.
+    All,
+    /// These.
+    Named(Vec<String>),
+}
+
 /// What is special about a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Variant {
@@ -95,14 +105,23 @@ impl Variant {
 pub(crate) fn parts<'a>(
     kernels: &'a [Kernel],
     programs: &'a Programs,
-    userland: bool,
+    which: &Which,
     guests: usize,
 ) -> Result<Vec<Part<'a>>> {
     let all: Vec<&str> = programs.tests.iter().map(|(name, _)| name.as_str()).collect();
     for file in [KERNELS].iter().chain(&FIRST_HALF).chain(&USERLAND) {
         ensure!(all.contains(file), "there is no file of tests `{file}` any more");
     }
-    let wanted = all.into_iter().filter(|file| userland || !USERLAND.contains(file));
+    if let Which::Named(names) = which {
+        for name in names {
+            ensure!(all.contains(&name.as_str()), "there is no file of tests `{name}`: choose of {}", all.join(", "));
+        }
+    }
+    let wanted = all.into_iter().filter(|file| match which {
+        Which::Kernels => !USERLAND.contains(file),
+        Which::All => true,
+        Which::Named(names) => names.iter().any(|name| name == file),
+    });
     let (first, second): (Vec<&str>, Vec<&str>) = wanted.partition(|file| FIRST_HALF.contains(file));
     let shares = if guests > kernels.len() { vec![first, second] } else { vec![[first, second].concat()] };
     let mut parts = Vec::new();
@@ -124,6 +143,12 @@ pub(crate) fn parts<'a>(
             add(Variant::NoBtf, &[KERNELS, EXACT]);
             add(Variant::Lockdown, &[KERNELS, EXACT]);
         }
+    }
+    if let Which::Named(names) = which {
+        for part in &mut parts {
+            part.files.retain(|file| names.iter().any(|name| name == file));
+        }
+        parts.retain(|part| !part.files.is_empty());
     }
     // The longest first: whoever is free at the end has a short one.
     parts.sort_by_key(|part| std::cmp::Reverse(part.files.len()));
