@@ -1,7 +1,7 @@
 //! The `hardened` manifest leaves the agent what it needs: its capabilities and no others, no way to new ones, and nothing
 //! to write to but its own folders and bpffs.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use guard_tests::{
@@ -16,12 +16,12 @@ use guard_tests::{
 
 const WATCHED: &str = "egress_guard_bypass_watched";
 
+const MANIFEST: &str = include_str!("../../deploy/kustomize/components/hardened/daemonset.yaml");
+
 /// The capabilities that the manifest adds after it has dropped all, as setpriv(1) writes them.
 fn capabilities() -> Result<Vec<String>> {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kustomize/components/hardened/daemonset.yaml");
-    let text = fs::read_to_string(&manifest).with_context(|| format!("read {}", manifest.display()))?;
-    ensure!(text.lines().any(|line| line.trim() == "drop: [ALL]"), "not all are dropped:\n{text}");
-    let added = text.lines().find_map(|line| line.trim().strip_prefix("add: [")?.strip_suffix(']'));
+    ensure!(MANIFEST.lines().any(|line| line.trim() == "drop: [ALL]"), "not all are dropped:\n{MANIFEST}");
+    let added = MANIFEST.lines().find_map(|line| line.trim().strip_prefix("add: [")?.strip_suffix(']'));
     Ok(added.context("nothing is added")?.split(", ").map(str::to_lowercase).collect())
 }
 

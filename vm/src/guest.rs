@@ -250,13 +250,15 @@ impl Guest {
     fn arguments(&self, initrd: &Path, console: &Path) -> Vec<OsString> {
         // thread=multi: qemu before 8.1 corrupts a guest that patches its code, as the kernel does when it attaches a
         // program to a cgroup.
-        let mut words: Vec<OsString> = "-M q35 -accel tcg,thread=single -cpu max -nodefaults -no-user-config \
+        // erms, fsrm: by these the kernel copies with an instruction that moves a byte at a time when it is emulated.
+        let mut words: Vec<OsString> =
+            "-M q35 -accel tcg,thread=single -cpu max,-erms,-fsrm -nodefaults -no-user-config \
                                         -display none -no-reboot -monitor none \
                                         -chardev stdio,id=shell,signal=off -device virtio-serial-pci \
                                         -device virtserialport,chardev=shell,name=guest.shell"
-            .split_whitespace()
-            .map(Into::into)
-            .collect();
+                .split_whitespace()
+                .map(Into::into)
+                .collect();
         let mut add = |flag: &str, value: OsString| words.extend([flag.into(), value]);
         add("-smp", self.cpus.to_string().into());
         add("-m", self.memory.to_string().into());
@@ -282,7 +284,8 @@ impl Guest {
             add("-icount", format!("shift={shift},sleep=off").into());
             add("-rtc", "clock=vm".into());
         }
-        let own = "console=ttyS0 panic=-1 oops=panic quiet loglevel=4 mitigations=off net.ifnames=0";
+        // 112 is rep_good, for the same reason; kernels before 5.18 take the number only.
+        let own = "console=ttyS0 panic=-1 oops=panic quiet loglevel=4 mitigations=off net.ifnames=0 clearcpuid=112";
         let mut append = own.to_owned();
         for more in self.root.iter().chain(&self.append) {
             append.extend([" ", more]);

@@ -61,10 +61,12 @@ newest() {
 }
 
 download() {
-    local version=$1 package=$2 release=${2#linux-image-} packages file
+    local version=$1 package=$2 release=${2#linux-image-} packages shown file
     packages=("$package=$version")
+    # Not piped into a grep that ends at the first match: whoever still writes to it fails then.
+    shown=$(apt-cache show "$package=$version")
     # One package became three with 7.0.
-    if apt-cache show "$package=$version" | grep -q '^Depends:.*linux-binary-'; then
+    if grep -q '^Depends:.*linux-binary-' <<<"$shown"; then
         packages=("linux-binary-$release=$version" "linux-modules-$release=$version" "linux-base-$release=$version")
     fi
     mkdir -p "$work/root"

@@ -18,7 +18,7 @@ use crate::{
 use programs::Programs;
 pub(crate) use programs::older;
 use report::Row;
-use suite::Part;
+use suite::{Part, Which};
 
 /// What boots the guests. Its own tests boot one, so they are run here.
 pub(crate) const LIBRARY: &str = "guard-vm";
@@ -35,13 +35,19 @@ pub(crate) struct Matrix {
     /// Take the verifier's figures over into tests/verifier.txt
     #[arg(long)]
     figures: bool,
+    /// With the tests that ask the kernel for nothing that others do not ask for
+    #[arg(long)]
+    userland: bool,
+    /// Only this file of tests; may be said again
+    #[arg(long, conflicts_with = "userland")]
+    file: Vec<String>,
     /// What the tests' programs get: a filter
     #[arg(last = true)]
     args: Vec<String>,
 }
 
 pub(crate) fn run(matrix: &Matrix) -> Result<()> {
-    let Matrix { kernel, guests, figures, args } = matrix;
+    let Matrix { kernel, guests, figures, userland, file, args } = matrix;
     let series: Vec<&str> = SERIES.into_iter().filter(|series| kernel == "all" || kernel == series).collect();
     if series.is_empty() {
         bail!("there is no kernel `{kernel}`: choose one of {}, or all", SERIES.join(", "));
@@ -49,12 +55,17 @@ pub(crate) fn run(matrix: &Matrix) -> Result<()> {
     setup::toolchain()?;
     let cache = setup::emulation()?;
     let kernels = series.iter().map(|series| Ok(Kernel::get(series, &cache)?)).collect::<Result<Vec<_>>>()?;
-    if kernel == "all" && args.is_empty() {
+    if kernel == "all" && args.is_empty() && file.is_empty() {
         process::run(cargo().args(["test", "-p", LIBRARY]))?;
     }
     let programs = Programs::build()?;
-    let parts = suite::parts(&kernels, &programs)?;
     let guests = guests.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get);
+    let which = match (&file[..], userland) {
+        ([], false) => Which::Kernels,
+        ([], true) => Which::All,
+        (files, _) => Which::Named(files.to_vec()),
+    };
+    let parts = suite::parts(&kernels, &programs, &which, guests)?;
     let rows = all(&parts, guests, |part| run::part(part, &programs, args));
     let failed = report::show(rows.iter());
     if *figures {

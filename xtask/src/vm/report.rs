@@ -115,7 +115,8 @@ pub(crate) fn show<'a>(rows: impl Iterator<Item = &'a Row> + Clone) -> usize {
         bad += usize::from(!row.is_good());
     }
     println!(
-        "Not in guests: the benchmark and the demo, whose figures mean nothing in emulation; the tests with an API server."
+        "Not in guests: the benchmark and the demo, whose figures mean nothing in emulation; the tests with an API server; \
+         without `--userland`, those that ask the kernel for nothing that others do not ask for."
     );
     bad
 }

@@ -1,22 +1,23 @@
 //! A guest and what it runs.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
-use guard_vm::{Guest, Running};
+use guard_vm::{Guest, Output, Running};
 
 use super::{
     programs::Programs,
     report::{Outcome, Row},
     suite::Part,
 };
-use crate::process::root;
 
 /// Programs of the host that the tests call.
 const TOOLS: [&str; 8] = ["tc", "ethtool", "sysctl", "mount", "findmnt", "unshare", "setpriv", "date"];
-
-/// Files of the project that the tests read.
-const READ: [&str; 1] = ["deploy/kustomize/components/hardened/daemonset.yaml"];
 
 /// Half a gigahertz, an instruction a cycle: that is about what the emulation does. Less, and it would be idle; more, and
 /// the waits in the tests would not be free.
@@ -40,8 +41,11 @@ fn fill(row: &mut Row, part: &Part<'_>, programs: &Programs, args: &[String]) ->
     let running = guest(part, programs).boot()?;
     let prepared = running.shell(part.variant.prepare(), LIMIT)?;
     ensure!(prepared.status == 0, "{} could not be had: {}", part.variant.name(), prepared.text);
+    let log = programs.folder.join("log").join(part.name());
+    fs::create_dir_all(&log).with_context(|| format!("make {}", log.display()))?;
     for file in &part.files {
-        let outcome = file_of(&running, file, args).with_context(|| format!("{file}: {}", running.last_words()))?;
+        let outcome =
+            file_of(&running, file, args, &log).with_context(|| format!("{file}: {}", running.last_words()))?;
         row.files.push(outcome);
     }
     Ok(())
@@ -63,20 +67,30 @@ fn guest(part: &Part<'_>, programs: &Programs) -> Guest {
     for (name, path) in tests.chain(&programs.helpers) {
         guest = guest.file(format!("/job/{name}"), 0o755, path);
     }
-    // Where they were compiled.
-    for file in READ {
-        let path = root().join(file);
-        guest = guest.file(path.to_string_lossy(), 0o644, &path);
-    }
-    guest.content(root().join("tests/guest").to_string_lossy(), 0o644, "")
+    guest
 }
 
-fn file_of(running: &Running, file: &str, args: &[String]) -> Result<Outcome> {
+/// Runs a file of tests. What it prints goes to a log besides, each line with the host's seconds at which it came: with those
+/// of a test's name and of its result one sees where the time goes.
+fn file_of(running: &Running, file: &str, args: &[String], log: &Path) -> Result<Outcome> {
     let start = Instant::now();
     let quoted: String =
         args.iter().map(|arg| format!(" '{}'", arg.replace('\'', r"'\''"))).collect::<Vec<_>>().concat();
     // One at a time: in the guest's time waiting costs nothing.
     let script = format!("exec ./{file} --test-threads 1 --show-output{quoted}");
-    let said = running.shell(&script, LIMIT)?;
+    let log = log.join(format!("{file}.log"));
+    let mut log = File::create(&log).with_context(|| format!("write {}", log.display()))?;
+    let (mut bytes, mut written) = (vec![], Ok(()));
+    let status = running.stream(&script, LIMIT, |piece| {
+        for line in piece.split_inclusive(|byte| *byte == b'\n') {
+            if bytes.last().is_none_or(|byte| *byte == b'\n') && written.is_ok() {
+                written = write!(log, "{:7.1} ", start.elapsed().as_secs_f64());
+            }
+            bytes.extend_from_slice(line);
+            written = std::mem::replace(&mut written, Ok(())).and_then(|()| log.write_all(line));
+        }
+    })?;
+    written.context("write the log")?;
+    let said = Output { status, text: String::from_utf8_lossy(&bytes).into_owned() };
     Ok(Outcome::read(file, said, start.elapsed()))
 }

@@ -13,6 +13,16 @@ pub(crate) struct Part<'a> {
     pub(crate) files: Vec<&'a str>,
 }
 
+/// Which files of tests are to run.
+pub(crate) enum Which {
+    /// Those that ask the kernel for something.
+    Kernels,
+    /// The others too.
+    All,
+    /// These.
+    Named(Vec<String>),
+}
+
 /// What is special about a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Variant {
@@ -41,10 +51,20 @@ const KERNELS: &str = "kernels";
 /// What counts to the byte: a kernel that hides something shows it there.
 const EXACT: &str = "exact";
 
-/// A file that runs in a guest of its own: these take longest. The others share the second.
+/// Nothing in these depends on the kernel that is not in another file too: the webhook; what an API server tells and is told;
+/// the file that a recorder writes; whom the judge has a supervisor start afresh, and when (what that asks of the kernel is in
+/// `local`). They run on the host's kernel, and in guests if that is asked for.
+const USERLAND: [&str; 5] = ["alerts", "evict", "fleet", "names", "record"];
+
+/// What takes about as long as all others together: they share a guest if a kernel has two.
 const FIRST_HALF: [&str; 6] = ["exact", "police", "atomics", "lifecycle", "packets", "kernels"];
 
 impl Part<'_> {
+    /// A name for a folder.
+    pub(crate) fn name(&self) -> String {
+        format!("{} {}", self.kernel.series, self.variant.name()).trim_end().replace(' ', "-")
+    }
+
     /// How many CPUs its guest has, and whether it has a time of its own.
     pub(crate) fn machine(&self) -> (u32, bool) {
         let own_time = self.variant != Variant::HostTime;
@@ -80,13 +100,30 @@ impl Variant {
     }
 }
 
-/// All that there is to run on these kernels.
-pub(crate) fn parts<'a>(kernels: &'a [Kernel], programs: &'a Programs) -> Result<Vec<Part<'a>>> {
+/// All that there is to run on these kernels, for so many guests at once. A boot takes as long as several tests, so a kernel
+/// has two guests only if there is one to spare.
+pub(crate) fn parts<'a>(
+    kernels: &'a [Kernel],
+    programs: &'a Programs,
+    which: &Which,
+    guests: usize,
+) -> Result<Vec<Part<'a>>> {
     let all: Vec<&str> = programs.tests.iter().map(|(name, _)| name.as_str()).collect();
-    for file in [KERNELS].iter().chain(&FIRST_HALF) {
+    for file in [KERNELS].iter().chain(&FIRST_HALF).chain(&USERLAND) {
         ensure!(all.contains(file), "there is no file of tests `{file}` any more");
     }
-    let (first, second): (Vec<&str>, Vec<&str>) = all.iter().partition(|file| FIRST_HALF.contains(file));
+    if let Which::Named(names) = which {
+        for name in names {
+            ensure!(all.contains(&name.as_str()), "there is no file of tests `{name}`: choose of {}", all.join(", "));
+        }
+    }
+    let wanted = all.into_iter().filter(|file| match which {
+        Which::Kernels => !USERLAND.contains(file),
+        Which::All => true,
+        Which::Named(names) => names.iter().any(|name| name == file),
+    });
+    let (first, second): (Vec<&str>, Vec<&str>) = wanted.partition(|file| FIRST_HALF.contains(file));
+    let shares = if guests > kernels.len() { vec![first, second] } else { vec![[first, second].concat()] };
     let mut parts = Vec::new();
     for kernel in kernels {
         let mut add = |variant, files: &[&'a str]| parts.push(Part { kernel, variant, files: files.to_vec() });
@@ -94,18 +131,24 @@ pub(crate) fn parts<'a>(kernels: &'a [Kernel], programs: &'a Programs) -> Result
             add(Variant::Plain, &[KERNELS]);
             continue;
         }
-        if ONE_CPU.contains(&kernel.series.as_str()) {
-            add(Variant::HostTime, &[TWO_CPUS]);
-            let others: Vec<&str> = first.iter().copied().filter(|file| *file != TWO_CPUS).collect();
-            add(Variant::Plain, &others);
-        } else {
-            add(Variant::Plain, &first);
+        let one_cpu = ONE_CPU.contains(&kernel.series.as_str());
+        for share in &shares {
+            let files: Vec<&str> = share.iter().copied().filter(|file| !one_cpu || *file != TWO_CPUS).collect();
+            add(Variant::Plain, &files);
         }
-        add(Variant::Plain, &second);
+        if one_cpu {
+            add(Variant::HostTime, &[TWO_CPUS]);
+        }
         if kernel.series == COMMON {
             add(Variant::NoBtf, &[KERNELS, EXACT]);
             add(Variant::Lockdown, &[KERNELS, EXACT]);
         }
+    }
+    if let Which::Named(names) = which {
+        for part in &mut parts {
+            part.files.retain(|file| names.iter().any(|name| name == file));
+        }
+        parts.retain(|part| !part.files.is_empty());
     }
     // The longest first: whoever is free at the end has a short one.
     parts.sort_by_key(|part| std::cmp::Reverse(part.files.len()));
