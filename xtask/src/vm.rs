@@ -55,7 +55,7 @@ pub(crate) fn run(matrix: &Matrix) -> Result<()> {
     setup::toolchain()?;
     let cache = setup::emulation()?;
     let kernels = series.iter().map(|series| Ok(Kernel::get(series, &cache)?)).collect::<Result<Vec<_>>>()?;
-    if kernel == "all" && args.is_empty() && file.is_empty() {
+    if kernel == "all" && args.is_empty() {
         process::run(cargo().args(["test", "-p", LIBRARY]))?;
     }
     let programs = Programs::build()?;
