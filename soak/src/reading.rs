@@ -69,8 +69,9 @@ impl Reading {
                 "agent" => {
                     let [pid, started, rss, files, programs] = exactly(&numbers()?).ok_or_else(bad)?;
                     reading.life = Life { pid: u32::try_from(pid).map_err(|_| bad())?, started };
-                    let held = &mut reading.held;
-                    (held.rss, held.fds, held.programs, agent) = (rss, files.saturating_sub(programs), programs, true);
+                    let found = &mut reading.held;
+                    (found.rss, found.fds, found.programs, agent) =
+                        (rss, files.saturating_sub(programs), programs, true);
                 }
                 "pins" => [reading.held.links, reading.held.pins] = exactly(&numbers()?).ok_or_else(bad)?,
                 "lost" => [lost] = exactly(&numbers()?).ok_or_else(bad)?,
