@@ -61,7 +61,7 @@ impl Node {
         self.uninstall().await?;
         self.apply(&installation.render()?)?;
         let agent = self.agent();
-        agent.ready().await.with_context(|| self.describe_agent())?;
+        agent.ready().await?;
         Ok(agent)
     }
 
@@ -76,7 +76,8 @@ impl Node {
         Agent { node: self }
     }
 
-    fn describe_agent(&self) -> String {
+    /// The pods of the agent, and the ends of their logs: what to tell if one does not come up.
+    pub fn describe_agent(&self) -> String {
         let seen = ["describe", "logs"].map(|verb| {
             let selector = format!("app.kubernetes.io/name={NAME}");
             let more = if verb == "describe" { vec!["describe", "pods"] } else { vec!["logs", "--tail=40"] };
@@ -104,6 +105,7 @@ impl Agent<'_> {
             Ok(pod)
         })
         .await
+        .with_context(|| self.node.describe_agent())
     }
 
     /// Runs `guard-agent` with these arguments in it, by `kubectl exec`.

@@ -65,7 +65,7 @@ async fn a_budget_that_allows_nothing_is_named_and_heard() -> Result<()> {
     ensure!(agent.evictions("done").await? == 0 && agent.evictions("blocked").await? > 0, "{}", agent.log().await?);
     // What is normal for it passes again.
     breacher.send(&stream(NORMAL))?;
-    let rate = rate(&breacher).await?;
+    let rate = rate(&node, &breacher).await?;
     ensure!(rate > NORMAL * 8 / 10, "{rate} bytes/s of {NORMAL}, as if it were still held");
     stages.tell("blocked")?;
 

@@ -111,7 +111,7 @@ async fn an_api_server_that_is_away_for_five_minutes_in_a_breach() -> Result<()>
     node.plane.kill_api();
     let began = breacher.send(&stream())?;
     tokio::time::sleep(Duration::from_mins(5)).await;
-    let rate = rate(&breacher).await?;
+    let rate = rate(&node, &breacher).await?;
     ensure!(rate < ATTACK / 2, "{rate} bytes/s after five minutes: it is not held");
     let back = Timestamp::now();
     node.plane.restart_api().await?;
@@ -226,12 +226,12 @@ async fn an_agent_that_is_dead_lets_go() -> Result<()> {
     let breacher = one(&node, &space, "web").await?;
     breacher.send(&stream())?;
     agent.says(&["\"contained\"", &breacher.pod.name_any()]).await?;
-    let held = rate(&breacher).await?;
+    let held = rate(&node, &breacher).await?;
     ensure!(held < ATTACK / 2, "{held} bytes/s: it is not held");
     // Nobody starts it again.
     node.run(&format!("systemctl stop kubelet && {KILL}"))?;
     tokio::time::sleep(LAPSE + Duration::from_secs(1)).await;
-    let free = rate(&breacher).await?;
+    let free = rate(&node, &breacher).await?;
     node.run("systemctl start kubelet")?;
     ensure!(free > ATTACK * 8 / 10, "{free} bytes/s of {ATTACK}: held by nobody, for longer than its deadline");
     // The agent that comes back finds it at it, and holds it again.

@@ -133,7 +133,7 @@ policies:
         .await?;
         bare.send(&stream(ATTACK))?;
         tokio::time::sleep(Duration::from_secs(5)).await;
-        let held = rate(&bare).await?;
+        let held = rate(&node, &bare).await?;
         bare.stop()?;
         ensure!(held < ATTACK / 2, "{held} bytes/s: it is not held");
         anyhow::Ok(())
@@ -209,7 +209,7 @@ policies:
         let line = agent.says_since(since, &["\"contained\"", &name]).await?;
         let contained = logged_at(&line)?;
         step(seconds)?;
-        let held = rate(&bare).await?;
+        let held = rate(&node, &bare).await?;
         ensure!(held < ATTACK / 2, "{held} bytes/s after a step by {seconds} s: it is not held any more");
         bare.stop()?;
         // Its two minutes are over when they are, whatever the clock says.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use guard_e2e::eventually;
 use guard_node::agent;
 use guard_soak::{
@@ -108,6 +108,7 @@ impl Stage<'_> {
             Ok(())
         })
         .await
+        .with_context(|| self.node.describe_agent())
     }
 
     /// Waits until every pod has come to what it is to be: none is about to start or to end.
