@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -103,8 +103,20 @@ impl Node {
         Ok(shared)
     }
 
-    /// Removes the namespaces that a test has left that failed.
+    /// Puts right what a test has left that failed: faults, a kubelet that is stopped, a full disk, another time, namespaces.
     async fn clear(&self) -> Result<()> {
+        self.pods_api.heal();
+        self.kubelet_api.heal();
+        let version = async || self.client().await?.apiserver_version().await.map_err(anyhow::Error::from);
+        if version().await.is_err() {
+            self.plane.restart_api().await?;
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+        self.run(&format!(
+            "rm -f /var/fill*
+ahead=$(($(date +%s) - {now})); [ ${{ahead#-}} -lt 60 ] || date --set=@{now}
+systemctl is-active --quiet kubelet || systemctl start kubelet"
+        ))?;
         let namespaces: Api<v1::Namespace> = Api::all(self.client().await?);
         for left in namespaces.list(&ListParams::default()).await? {
             if left.name_any().starts_with("e2e-") {

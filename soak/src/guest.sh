@@ -69,7 +69,7 @@ echo "containers $there"
 if [ "$pid" != 0 ] && [ -n "$metrics" ]; then
     # The 22nd field; the name in parentheses has no blanks.
     echo "agent $pid $(cut -d ' ' -f 22 "/proc/$pid/stat") $(sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$pid/status") \
-$(find "/proc/$pid/fd" -type l | wc -l) $(find "/proc/$pid/fd" -type l -lname '*bpf-prog*' | wc -l)"
+$(find "/proc/$pid/fd" -type l ! -lname '*bpf[-_]link*' | wc -l) $(find "/proc/$pid/fd" -type l -lname '*bpf-prog*' | wc -l)"
 fi
 pins=/sys/fs/bpf/egress-guard
 echo "pins $(find $pins -path '*/links/*' | wc -l) $(find $pins | wc -l)"

@@ -16,7 +16,7 @@ pub struct Life {
 pub struct Held {
     /// Memory that is resident, in KiB (`VmRSS`).
     pub rss: u64,
-    /// Open files that are no programs.
+    /// Open files that are neither programs nor links.
     pub fds: u64,
     /// Kernel programs, each of which is an open file too.
     pub programs: u64,
@@ -81,7 +81,7 @@ pub enum Leak {
     },
     /// Kernel programs.
     #[error(
-        "the agent has {now} kernel programs, and no more than {slots} slots were ever in use: two for each, and for those that \
+        "the agent has {now} kernel programs, and no more than {slots} slots were in use since it started: two for each, and for those that \
          it loads ahead, are {allowed}"
     )]
     Programs {
@@ -127,7 +127,7 @@ pub struct Leaks {
     life: Option<(Life, Duration)>,
     /// The most while it warmed up.
     warm: Option<Held>,
-    /// The most slots that were ever in use at once, by this life or those before: the lowest are used again first.
+    /// The most slots that were in use at once during that life: the lowest are used again first.
     used: u64,
     /// Pins that are no links.
     others: Option<u64>,
@@ -170,7 +170,7 @@ impl Leaks {
         let since = match self.life {
             Some((known, since)) if known == life => since,
             _ => {
-                (self.life, self.warm) = (Some((life, at)), None);
+                (self.life, self.warm, self.used) = (Some((life, at)), None, 0);
                 at
             }
         };

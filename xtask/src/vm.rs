@@ -66,8 +66,14 @@ pub(crate) fn run(matrix: &Matrix) -> Result<()> {
         (files, _) => Which::Named(files.to_vec()),
     };
     let parts = suite::parts(&kernels, &programs, &which, guests)?;
+    if parts.is_empty() {
+        bail!("no file of tests that is wanted runs on that kernel");
+    }
     let rows = all(&parts, guests, |part| run::part(part, &programs, args));
     let failed = report::show(rows.iter());
+    if rows.iter().all(|row| row.passed() == 0) && failed == 0 {
+        bail!("no test has that name: nothing was run");
+    }
     if *figures {
         figures::write(&rows)?;
     }

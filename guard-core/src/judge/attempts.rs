@@ -12,9 +12,6 @@ use crate::{
     verdict::Eviction,
 };
 
-/// How long an eviction is remembered whose pod has no container any more, in nanoseconds.
-const KEEP: u64 = 24 * 3600 * 1_000_000_000;
-
 /// What an eviction is of.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Unit {
@@ -77,10 +74,11 @@ impl Attempts {
         self.0.get(unit).filter(|_| matches!(unit, Unit::Pod(_))).and_then(|attempt| attempt.paid.as_ref())
     }
 
-    /// `is_there`: whether a pod has containers.
-    pub(super) fn begin(&mut self, unit: Unit, begun: Begun, is_there: impl Fn(&Unit) -> bool) {
+    /// `is_there`: whether a pod has containers. Those of others are remembered for `keep`, in nanoseconds: as long as what
+    /// was paid for them.
+    pub(super) fn begin(&mut self, unit: Unit, begun: Begun, keep: u64, is_there: impl Fn(&Unit) -> bool) {
         let Begun { container, at, overdue_at, paid, dry } = begun;
-        self.0.retain(|unit, attempt| is_there(unit) || at.saturating_sub(attempt.begun_at) <= KEEP);
+        self.0.retain(|unit, attempt| is_there(unit) || at.saturating_sub(attempt.begun_at) <= keep);
         let unsure = self.0.get(&unit).is_some_and(|before| before.unsure);
         let state = Eviction::Underway;
         self.0.insert(unit, Attempt { container, state, begun_at: at, overdue_at, paid: Some(paid), unsure, dry });

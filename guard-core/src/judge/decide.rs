@@ -99,7 +99,8 @@ impl Judge {
                 let overdue_at = now.saturating_add(grace).saturating_add(PATIENCE);
                 let pods = &self.pods;
                 let is_there = |unit: &Unit| matches!(unit, Unit::Pod(uid) if pods.contains_key(uid));
-                self.attempts.begin(unit, Begun { container: id, at: now, overdue_at, paid, dry: dry_run }, is_there);
+                let begun = Begun { container: id, at: now, overdue_at, paid, dry: dry_run };
+                self.attempts.begin(unit, begun, self.budgets.keep(), is_there);
             }
         }
         effects

@@ -49,6 +49,11 @@ pub(crate) async fn scenario(installation: &Installation<'_>, table: &str) -> Re
     let contained = stages::logged_at(&agent.says(&["\"contained\"", &name]).await?)?;
     let held = rate(&node, breacher).await?;
     ensure!(held < ALLOWED, "{held} bytes/s: it is not held");
+    // Ten seconds before its time.
+    let due = clock
+        .on_host(contained)?
+        .checked_add(jiff::SignedDuration::try_from(AFTER.saturating_sub(Duration::from_secs(10)))?)?;
+    tokio::time::sleep(Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or_default()).await;
     let engaged = Timestamp::now();
     agent.kill_switch("on")?;
     let released = stages::logged_at(&agent.says(&["\"released\"", "kill_switch", &name]).await?)?;

@@ -42,7 +42,7 @@ impl Row {
         }
     }
 
-    fn passed(&self) -> usize {
+    pub(crate) fn passed(&self) -> usize {
         self.files.iter().map(|file| file.passed).sum()
     }
 

@@ -172,9 +172,13 @@ fn adopt(node: &Node, app: &str, address: &str, index: usize) -> Result<Talker> 
     Ok(Talker { app: app.to_owned(), address: format!("{address}:{port}"), wire, protocol })
 }
 
-/// What is done once to the node: the wire to the world counts what is on a wire, and queues have room for a slow CPU.
+/// What is done once to the node: the wire to the world counts what is on a wire, queues have room for a slow CPU, and the
+/// node asks nobody on the pods' bridge for an address: what a bridge itself broadcasts goes to every pod, whatever its port is
+/// told, and a pod tells its address when it comes.
 pub(crate) fn prepare(node: &Node) -> Result<()> {
-    node.run("sysctl -qw net.core.netdev_max_backlog=100000")?;
+    node.run(
+        "sysctl -qw net.core.netdev_max_backlog=100000 net.ipv4.conf.cni0.arp_accept=1 net.ipv4.neigh.cni0.mcast_solicit=0",
+    )?;
     Wire::world(node).map(drop)
 }
 

@@ -82,7 +82,7 @@ impl fmt::Display for Report {
 type Figure = fn(&Held) -> u64;
 
 const FIGURES: [(&str, Figure); 6] = [
-    ("open files that are no programs", |held| held.fds),
+    ("open files, without programs and links", |held| held.fds),
     ("kernel programs", |held| held.programs),
     ("links", |held| held.links),
     ("pins", |held| held.pins),
