@@ -74,7 +74,8 @@ impl Attempts {
 
     /// What was paid for an attempt that another one need not pay for: at most one of both takes place.
     pub(super) fn paid(&self, unit: &Unit) -> Option<&Spent> {
-        self.0.get(unit).filter(|_| matches!(unit, Unit::Pod(_))).and_then(|attempt| attempt.paid.as_ref())
+        let attempt = self.0.get(unit).filter(|attempt| attempt.dry || matches!(unit, Unit::Pod(_)));
+        attempt.and_then(|attempt| attempt.paid.as_ref())
     }
 
     /// `is_there`: whether a pod has containers.

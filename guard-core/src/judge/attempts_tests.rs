@@ -1,0 +1,35 @@
+use super::*;
+
+fn dry(text: &str) -> String {
+    format!("dryRun: true\n{}", text.replace("for: 1m", "for: 1h"))
+}
+
+fn asked(reason: Breach) -> Effect {
+    let grace = Some(std::time::Duration::from_secs(5));
+    Effect::Act(Action::Evict { grace, leave: Leave::default(), dry_run: true, reason })
+}
+
+/// What is left of the budget of workload `a`.
+fn left(judge: &Judge, now: u64) -> usize {
+    let mut budgets = judge.budgets.clone();
+    (0..9).take_while(|_| budgets.spend(now * S, &"a".into()).is_ok()).count()
+}
+
+#[test]
+fn what_is_asked_for_dry_again_is_paid_for_once() {
+    let three = |text: String| text.replace("evictions: 2", "evictions: 9").replace("evictions: 1", "evictions: 3");
+    let mut judge = judge_with(|text| dry(&three(text)));
+    cross(&mut judge, 1, A);
+    assert_eq!(press(&mut judge, 2..=40, A), [asked(rate(A, 1))]);
+    // Nobody tells how that ended.
+    let mut judge = restart(&judge, 41);
+    appear(&mut judge, 42, A, "a");
+    judge.contained(42 * S, A, Some(Contained { until: u64::MAX, ..held(1) }));
+    judge.settled(42 * S);
+    assert_eq!(press(&mut judge, 43..=100, A), [asked(rate(A, 1))]);
+    assert_eq!(left(&judge, 100), 2);
+    judge.evicted(101 * S, A, Evicted::Done);
+    judge.gone(101 * S, A);
+    judge.reload(102 * S, settings(three));
+    assert_eq!(left(&judge, 102), 3);
+}
