@@ -12,7 +12,7 @@ use crate::{
     verdict::Eviction,
 };
 
-/// How long an eviction is remembered whose pod has no container any more, in nanoseconds.
+/// How long an eviction is remembered of what is not there any more, in nanoseconds.
 const KEEP: u64 = 24 * 3600 * 1_000_000_000;
 
 /// What an eviction is of.
@@ -78,10 +78,12 @@ impl Attempts {
         attempt.and_then(|attempt| attempt.paid.as_ref())
     }
 
-    /// `is_there`: whether a pod has containers.
     pub(super) fn begin(&mut self, unit: Unit, begun: Begun, is_there: impl Fn(&Unit) -> bool) {
         let Begun { container, at, overdue_at, paid, dry } = begun;
-        self.0.retain(|unit, attempt| is_there(unit) || at.saturating_sub(attempt.begun_at) <= KEEP);
+        self.0.retain(|unit, attempt| {
+            let yet_to_be_told = attempt.state == Eviction::Underway;
+            yet_to_be_told || is_there(unit) || at.saturating_sub(attempt.begun_at) <= KEEP
+        });
         let unsure = self.0.get(&unit).is_some_and(|before| before.unsure);
         let state = Eviction::Underway;
         self.0.insert(unit, Attempt { container, state, begun_at: at, overdue_at, paid: Some(paid), unsure, dry });

@@ -1,5 +1,7 @@
 use super::*;
 
+const DAY: u64 = 24 * 3600;
+
 fn dry(text: &str) -> String {
     format!("dryRun: true\n{}", text.replace("for: 1m", "for: 1h"))
 }
@@ -32,4 +34,21 @@ fn what_is_asked_for_dry_again_is_paid_for_once() {
     judge.gone(101 * S, A);
     judge.reload(102 * S, settings(three));
     assert_eq!(left(&judge, 102), 3);
+}
+
+#[test]
+fn what_was_done_is_not_done_again_a_day_later() {
+    let nine = |text: String| text.replace("evictions: 2", "evictions: 9").replace("evictions: 1", "evictions: 9");
+    let mut judge = judge_with(nine);
+    appear(&mut judge, 0, B, "b");
+    cross(&mut judge, 1, A);
+    assert!(press(&mut judge, 2..=40, A).contains(&evict(rate(A, 1))));
+    judge.evicted(41 * S, A, Evicted::Done);
+    let evictions = |judge: &mut Judge, id, since| {
+        cross(judge, since, id);
+        let said = press(judge, since + 1..=since + 40, id);
+        said.into_iter().filter(|effect| matches!(effect, Effect::Act(Action::Evict { .. }))).collect::<Vec<_>>()
+    };
+    assert_eq!(evictions(&mut judge, B, DAY + 100), [evict(rate(B, DAY + 100))]);
+    assert_eq!(evictions(&mut judge, A, DAY + 200), [], "it is still there");
 }

@@ -97,9 +97,13 @@ impl Judge {
                 let Ok(paid) = paid else { return vec![] };
                 let grace = grace.map_or(0, budget::nanos);
                 let overdue_at = now.saturating_add(grace).saturating_add(PATIENCE);
-                let pods = &self.pods;
-                let is_there = |unit: &Unit| matches!(unit, Unit::Pod(uid) if pods.contains_key(uid));
-                self.attempts.begin(unit, Begun { container: id, at: now, overdue_at, paid, dry: dry_run }, is_there);
+                let (pods, containers) = (&self.pods, &self.containers);
+                let is_there = |unit: &Unit| match unit {
+                    Unit::Pod(uid) => pods.contains_key(uid),
+                    Unit::Container(id) => containers.contains_key(id),
+                };
+                let begun = Begun { container: id, at: now, overdue_at, paid, dry: dry_run };
+                self.attempts.begin(unit, begun, is_there);
             }
         }
         effects
