@@ -220,11 +220,17 @@ impl Budgets {
         if let Some(index) = before {
             self.spent.remove(index);
         }
-        let keep = KEEP.max(nanos(node.per)).max(nanos(each.per));
+        let keep = self.keep();
         self.spent.retain(|spent| within(now, spent.at, keep));
         let spent = Spent { at: now, workload: Arc::clone(workload) };
         self.spent.push(spent.clone());
         Ok(spent)
+    }
+
+    /// How long an eviction is remembered, in nanoseconds.
+    pub(crate) fn keep(&self) -> u64 {
+        let Allowance { node, workload, cluster: _, storm: _ } = self.allowance;
+        KEEP.max(nanos(node.per)).max(nanos(workload.per))
     }
 
     /// An eviction that [`Budgets::spend`] allowed did not take place, and that is certain.

@@ -12,9 +12,6 @@ use crate::{
     verdict::Eviction,
 };
 
-/// How long an eviction is remembered of what is not there any more, in nanoseconds.
-const KEEP: u64 = 24 * 3600 * 1_000_000_000;
-
 /// What an eviction is of.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Unit {
@@ -78,11 +75,12 @@ impl Attempts {
         attempt.and_then(|attempt| attempt.paid.as_ref())
     }
 
-    pub(super) fn begin(&mut self, unit: Unit, begun: Begun, is_there: impl Fn(&Unit) -> bool) {
+    /// `keep`: how long one is remembered of what is not there any more, in nanoseconds.
+    pub(super) fn begin(&mut self, unit: Unit, begun: Begun, keep: u64, is_there: impl Fn(&Unit) -> bool) {
         let Begun { container, at, overdue_at, paid, dry } = begun;
         self.0.retain(|unit, attempt| {
             let yet_to_be_told = attempt.state == Eviction::Underway;
-            yet_to_be_told || is_there(unit) || at.saturating_sub(attempt.begun_at) <= KEEP
+            yet_to_be_told || is_there(unit) || at.saturating_sub(attempt.begun_at) <= keep
         });
         let unsure = self.0.get(&unit).is_some_and(|before| before.unsure);
         let state = Eviction::Underway;

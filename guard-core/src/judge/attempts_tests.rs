@@ -52,3 +52,19 @@ fn what_was_done_is_not_done_again_a_day_later() {
     assert_eq!(evictions(&mut judge, B, DAY + 100), [evict(rate(B, DAY + 100))]);
     assert_eq!(evictions(&mut judge, A, DAY + 200), [], "it is still there");
 }
+
+#[test]
+fn what_a_dry_run_was_charged_is_given_back_for_as_long_as_it_counts() {
+    let week = |text: String| text.replace("per: 1h", "per: 7d");
+    let mut judge = judge_with(|text| dry(&week(text)));
+    appear(&mut judge, 0, B, "b");
+    for (id, since) in [(A, 1), (B, DAY + 100)] {
+        cross(&mut judge, since, id);
+        assert_eq!(press(&mut judge, since + 1..=since + 40, id), [asked(rate(id, since))]);
+        judge.evicted((since + 41) * S, id, Evicted::Done);
+        judge.gone((since + 41) * S, id);
+    }
+    assert_eq!(left(&judge, DAY + 200), 0);
+    judge.reload((DAY + 200) * S, settings(week));
+    assert_eq!(left(&judge, DAY + 200), 1);
+}
