@@ -229,7 +229,8 @@ impl Budgets {
 
     /// How long an eviction is remembered, in nanoseconds.
     pub(crate) fn keep(&self) -> u64 {
-        KEEP.max(nanos(self.allowance.node.per)).max(nanos(self.allowance.workload.per))
+        let Allowance { node, workload, cluster: _, storm: _ } = self.allowance;
+        KEEP.max(nanos(node.per)).max(nanos(workload.per))
     }
 
     /// An eviction that [`Budgets::spend`] allowed did not take place, and that is certain.

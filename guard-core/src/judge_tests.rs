@@ -13,6 +13,8 @@ use crate::{
     watch::{CLEAR, Closed, Closing},
 };
 
+#[path = "judge/attempts_tests.rs"]
+mod attempts;
 #[path = "judge/bypass_tests.rs"]
 mod bypass;
 #[path = "judge/pod_tests.rs"]

@@ -71,14 +71,17 @@ impl Attempts {
 
     /// What was paid for an attempt that another one need not pay for: at most one of both takes place.
     pub(super) fn paid(&self, unit: &Unit) -> Option<&Spent> {
-        self.0.get(unit).filter(|_| matches!(unit, Unit::Pod(_))).and_then(|attempt| attempt.paid.as_ref())
+        let attempt = self.0.get(unit).filter(|attempt| attempt.dry || matches!(unit, Unit::Pod(_)));
+        attempt.and_then(|attempt| attempt.paid.as_ref())
     }
 
-    /// `is_there`: whether a pod has containers. Those of others are remembered for `keep`, in nanoseconds: as long as what
-    /// was paid for them.
+    /// `keep`: how long one is remembered of what is not there any more, in nanoseconds.
     pub(super) fn begin(&mut self, unit: Unit, begun: Begun, keep: u64, is_there: impl Fn(&Unit) -> bool) {
         let Begun { container, at, overdue_at, paid, dry } = begun;
-        self.0.retain(|unit, attempt| is_there(unit) || at.saturating_sub(attempt.begun_at) <= keep);
+        self.0.retain(|unit, attempt| {
+            let yet_to_be_told = attempt.state == Eviction::Underway;
+            yet_to_be_told || is_there(unit) || at.saturating_sub(attempt.begun_at) <= keep
+        });
         let unsure = self.0.get(&unit).is_some_and(|before| before.unsure);
         let state = Eviction::Underway;
         self.0.insert(unit, Attempt { container, state, begun_at: at, overdue_at, paid: Some(paid), unsure, dry });

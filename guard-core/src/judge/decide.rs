@@ -97,10 +97,13 @@ impl Judge {
                 let Ok(paid) = paid else { return vec![] };
                 let grace = grace.map_or(0, budget::nanos);
                 let overdue_at = now.saturating_add(grace).saturating_add(PATIENCE);
-                let pods = &self.pods;
-                let is_there = |unit: &Unit| matches!(unit, Unit::Pod(uid) if pods.contains_key(uid));
+                let (pods, containers, keep) = (&self.pods, &self.containers, self.budgets.keep());
+                let is_there = |unit: &Unit| match unit {
+                    Unit::Pod(uid) => pods.contains_key(uid),
+                    Unit::Container(id) => containers.contains_key(id),
+                };
                 let begun = Begun { container: id, at: now, overdue_at, paid, dry: dry_run };
-                self.attempts.begin(unit, begun, self.budgets.keep(), is_there);
+                self.attempts.begin(unit, begun, keep, is_there);
             }
         }
         effects

@@ -92,12 +92,8 @@ impl Evictions {
 
     /// Evictions are in earnest from now on.
     pub(crate) fn earnest(&mut self) {
-        for index in 0..self.0.len() {
-            let last = self.0[index + 1..].iter().all(|later| later.whole != self.0[index].whole);
-            let eviction = &mut self.0[index];
-            if last && eviction.dry && eviction.outcome != Outcome::Open {
-                eviction.outcome = Outcome::Void;
-            }
+        for eviction in self.0.iter_mut().filter(|eviction| eviction.dry && eviction.outcome != Outcome::Open) {
+            eviction.outcome = Outcome::Void;
         }
     }
 
@@ -113,20 +109,20 @@ impl Evictions {
     }
 
     /// One more now would be one too many in the window that ends now, of one workload or all. Of all attempts at a pod
-    /// one takes place at most: another one at it takes the place of those before.
+    /// one takes place at most, and a dry one never does: another one takes the place of those before.
     pub(crate) fn are_spent(&self, now: u64, budget: Budget, workload: Option<usize>, whole: Whole) -> bool {
         let per = budget.per.as_nanos() as u64;
         let of = |it: &&Eviction| workload.is_none_or(|workload| it.workload == workload);
-        let another = |it: &&Eviction| it.whole != whole || matches!(whole, Whole::Container(_));
+        let another = |it: &&Eviction| it.whole != whole || (matches!(whole, Whole::Container(_)) && !it.dry);
         let counts = |it: &&Eviction| self.counts(it) && it.at + per >= now;
         self.0.iter().filter(of).filter(another).filter(counts).count() as u64 >= budget.evictions.get()
     }
 
     fn counts(&self, it: &Eviction) -> bool {
-        if matches!(it.whole, Whole::Container(_)) {
-            return it.may_be();
-        }
         let last = self.of(it.whole).all(|other| other.at <= it.at);
+        if matches!(it.whole, Whole::Container(_)) {
+            return it.may_be() && (last || !it.dry);
+        }
         last && (it.may_be() || self.of(it.whole).any(Eviction::is_unsure))
     }
 

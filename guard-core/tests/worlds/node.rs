@@ -23,6 +23,7 @@ const TICKS: [u64; 8] = [1, 1, 1, 4, 4, 9, 11, 200];
 const LAPSE: u64 = 10 * S;
 /// ... unless containments are to outlive it.
 const OUTLIVE: u64 = 1_000_000 * S;
+const DAY: u64 = 24 * 3600 * S;
 /// So much is the wall clock ahead.
 pub(crate) const WALL: u64 = 1_700_000_000 * S;
 /// So many containers there are at most.
@@ -216,6 +217,11 @@ impl World {
             }
             (35..=37, _) => self.evicted(usize::from(who), how),
             (38, Some(_)) => self.changed(index, how),
+            (39, _) => {
+                // The node sleeps.
+                self.node.now += DAY;
+                self.time_passes(how)
+            }
             _ => Ok(()),
         }
     }
