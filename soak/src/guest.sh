@@ -68,8 +68,10 @@ fi
 echo "containers $there"
 if [ "$pid" != 0 ] && [ -n "$metrics" ]; then
     # The 22nd field; the name in parentheses has no blanks.
+    # Files come and go while they are looked at.
+    files() { find "/proc/$pid/fd" -type l "$@" 2>/dev/null | wc -l; }
     echo "agent $pid $(cut -d ' ' -f 22 "/proc/$pid/stat") $(sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$pid/status") \
-$(find "/proc/$pid/fd" -type l ! -lname '*bpf[-_]link*' | wc -l) $(find "/proc/$pid/fd" -type l -lname '*bpf-prog*' | wc -l)"
+$(files ! -lname '*bpf[-_]link*') $(files -lname '*bpf-prog*')"
 fi
 pins=/sys/fs/bpf/egress-guard
 echo "pins $(find $pins -path '*/links/*' | wc -l) $(find $pins | wc -l)"
