@@ -52,7 +52,7 @@ async fn a_budget_that_allows_nothing_is_named_and_heard() -> Result<()> {
     let refused = agent.says(&["keep-two", "does not allow it now", &name]).await?;
     breacher.stop()?;
     let stopped = Timestamp::now();
-    let contained = agent.says(&["\"contained\"", &name]).await?;
+    let contained = agent.says(&["\"contained", &name]).await?;
     stages.reached("contained", clock.on_host(stages::logged_at(&contained)?)?);
     stages.reached("blocked said, with the budget's name", clock.on_host(stages::logged_at(&refused)?)?);
     stages.reached("it stops", stopped);

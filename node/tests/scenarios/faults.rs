@@ -95,7 +95,7 @@ async fn restarted(unit: &str) -> Result<()> {
     let space = node.space().await?;
     let breacher = one(&node, &space, "web").await?;
     breacher.send(&stream(ATTACK))?;
-    agent.says(&["\"contained\"", &breacher.pod.name_any()]).await?;
+    agent.says(&["\"contained", &breacher.pod.name_any()]).await?;
     node.run(&format!("systemctl restart {unit}"))?;
     let restarted = Timestamp::now();
     let evicted = stages::eviction_of(&node.plane, &breacher.pod).await?;
@@ -131,7 +131,7 @@ async fn an_api_server_that_is_away_for_five_minutes_in_a_breach() -> Result<()>
     let accepted = stages::eviction_of(&node.plane, &breacher.pod).await?;
     stages::replacement(&space, "web", &[&breacher.pod]).await?;
     let replaced = Timestamp::now();
-    let contained = stages::logged_at(&agent.says(&["\"contained\"", &breacher.pod.name_any()]).await?)?;
+    let contained = stages::logged_at(&agent.says(&["\"contained", &breacher.pod.name_any()]).await?)?;
     replaced_once(&node, &space, "web", &breacher, &[]).await?;
     let mut stages = Stages::since(clock.on_host(began)?);
     stages.reached("contained", clock.on_host(contained)?);
@@ -242,7 +242,7 @@ async fn an_agent_that_is_dead_lets_go() -> Result<()> {
     let space = node.space().await?;
     let breacher = one(&node, &space, "web").await?;
     breacher.send(&stream(ATTACK))?;
-    agent.says(&["\"contained\"", &breacher.pod.name_any()]).await?;
+    agent.says(&["\"contained", &breacher.pod.name_any()]).await?;
     let held = rate(&node, &breacher).await?;
     ensure!(held < ATTACK / 2, "{held} bytes/s: it is not held");
     // Nobody starts it again.

@@ -46,7 +46,7 @@ pub(crate) async fn scenario(installation: &Installation<'_>, table: &str) -> Re
 
     let clock = Clock::of(&node)?;
     let began = breacher.send(&format!("udp:{WORLD}:9100,1000,{}", 4 * ALLOWED))?;
-    let contained = stages::logged_at(&agent.says(&["\"contained\"", &name]).await?)?;
+    let contained = stages::logged_at(&agent.says(&["\"contained", &name]).await?)?;
     let held = rate(&node, breacher).await?;
     ensure!(held < ALLOWED, "{held} bytes/s: it is not held");
     // Ten seconds before its time.

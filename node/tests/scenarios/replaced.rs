@@ -69,7 +69,7 @@ pub(crate) async fn scenario(installation: &Installation<'_>, table: &str) -> Re
     let pods: Vec<&Pod> = replicas.iter().map(|replica| &replica.pod).collect();
     let replacement = stages::replacement(&space, "web", &pods).await?;
     let name = breacher.pod.name_any();
-    for (stage, message) in [("breach", "\"breach\""), ("contained", "\"contained\"")] {
+    for (stage, message) in [("breach", "\"breach\""), ("contained", "\"contained")] {
         let line = agent.says(&[message, &name]).await?;
         stages.reached(stage, clock.on_host(stages::logged_at(&line)?)?);
     }
