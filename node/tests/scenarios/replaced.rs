@@ -48,9 +48,10 @@ pub(crate) async fn scenario(installation: &Installation<'_>, table: &str) -> Re
     let node = Node::shared().await?;
     let agent = node.install(installation).await?;
     let space = node.space().await?;
-    let web = load::deployment("web", 3, &["serve", "--send", &stream(1), "--drain", "15"]);
-    // It serves on until nobody asks it any more, as whoever wants a service without a gap has it.
-    let patient = json!({"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 40}}}});
+    let web = load::deployment("web", 3, &["serve", "--send", &stream(1), "--drain", "30"]);
+    // It serves on until nobody asks it any more, as whoever wants a service without a gap has it: here, where nodes take ten
+    // times as long to hear of it, for half a minute.
+    let patient = json!({"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 60}}}});
     space.create::<Deployment>(merge(web, patient)).await?;
     space.budget("web", "web", 2).await?;
     let service: Service = space.create(load::service("web")).await?;
