@@ -35,6 +35,8 @@ policies:
 /// Payload bytes per second that are too many, and that are not.
 const ATTACK: u64 = 200_000;
 const ALLOWED: u64 = 40_000;
+/// What a throttle lets pass at the most, with its first quarter of a second. A slow node sends less than it is told to.
+const HELD: u64 = 23_000;
 
 /// As long as a containment outlives its agent.
 const LAPSE: Duration = Duration::from_secs(10);
@@ -62,7 +64,7 @@ async fn replaced_once(node: &Node, space: &Space, app: &str, breacher: &Load<'_
     node.agent().named(&fresh.pod, "main").await?;
     fresh.send(&stream(ALLOWED))?;
     let rate = rate(node, &fresh).await?;
-    ensure!(rate > ALLOWED * 8 / 10, "{rate} bytes/s of {ALLOWED}: the replacement is held");
+    ensure!(rate > HELD, "{rate} bytes/s of {ALLOWED}: the replacement is held");
     nobody_is_held(node.agent()).await?;
     let taken = evictions(node, space)?;
     let expected: Vec<String> = before.iter().cloned().chain([breacher.pod.name_any()]).collect();
@@ -250,7 +252,7 @@ async fn an_agent_that_is_dead_lets_go() -> Result<()> {
     tokio::time::sleep(LAPSE + Duration::from_secs(1)).await;
     let free = rate(&node, &breacher).await?;
     node.run("systemctl start kubelet")?;
-    ensure!(free > ATTACK * 8 / 10, "{free} bytes/s of {ATTACK}: held by nobody, for longer than its deadline");
+    ensure!(free > ATTACK / 2, "{free} bytes/s of {ATTACK}: held by nobody, for longer than its deadline");
     // The agent that comes back finds it at it, and holds it again.
     eventually("it is held again", SOON, async || {
         ensure!(agent.listed(&breacher.pod, "main").await?.standing.contained);
