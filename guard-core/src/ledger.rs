@@ -142,18 +142,22 @@ impl Ledger {
         let index = self.pick()?;
         let mut changed = Vec::new();
         let mut carry = Totals::default();
-        if let Some(old) = self.records[index].owner.take() {
+        if let Some(old) = self.records[index].owner.clone() {
             let counted = self.records[index].carry + self.own_of(index);
             let siblings = self.series.entry(old.labels.clone()).or_default();
-            siblings.slots.retain(|&slot| slot != index);
-            if old.labels == owner.labels {
-                carry = counted;
-            } else if let Some(&heir) = siblings.slots.first() {
-                self.records[heir].carry += counted;
-                self.records[heir].absorbed = old.cgroup_id;
+            let heir = siblings.slots.iter().copied().find(|&slot| slot != index);
+            if old.labels != owner.labels
+                && let Some(heir) = heir
+            {
+                self.bequeath(index, heir);
                 changed.push(Slot(heir as u32));
             } else {
-                siblings.lost += counted;
+                siblings.slots.retain(|&slot| slot != index);
+                if old.labels == owner.labels {
+                    carry = counted;
+                } else {
+                    siblings.lost += counted;
+                }
             }
             if old.extra {
                 let own = self.own_of(index);
@@ -248,7 +252,9 @@ impl Ledger {
         self.records.iter().filter_map(|record| record.owner.as_ref())
     }
 
-    /// Forgets the series whose last container is gone for [`KEEP`]. Returns the records that have to be written.
+    /// Forgets the series whose last container is gone for [`KEEP`], and frees the slots of containers that are gone for
+    /// as long from series that go on: one of each series at a time, for a record names one that it has absorbed. Returns
+    /// the records that have to be written, in this order.
     pub fn expire(&mut self, now: u64) -> Vec<Slot> {
         let records = &self.records;
         let alive = |slot: &usize| records[*slot].owner.as_ref().is_some_and(|owner| owner.gone.is_none());
@@ -256,10 +262,38 @@ impl Ledger {
         let slots: Vec<usize> =
             self.series.values().filter(|series| over(series)).flat_map(|series| series.slots.clone()).collect();
         self.series.retain(|_, series| !over(series));
+        let outlived: Vec<_> = self.series.values().filter_map(|series| self.outlived(series, now)).collect();
         for &index in &slots {
             self.free(index);
         }
-        slots.into_iter().map(|index| Slot(index as u32)).collect()
+        let mut changed: Vec<Slot> = slots.into_iter().map(|index| Slot(index as u32)).collect();
+        for (index, heir) in outlived {
+            self.bequeath(index, heir);
+            self.free(index);
+            changed.extend([Slot(heir as u32), Slot(index as u32)]);
+        }
+        changed
+    }
+
+    /// The slot of the series whose owner is gone for longest, if that is [`KEEP`], and the one that outlives it.
+    fn outlived(&self, series: &Series, now: u64) -> Option<(usize, usize)> {
+        let gone = |index: usize| self.records[index].owner.as_ref().and_then(|owner| owner.gone).unwrap_or(u64::MAX);
+        let oldest = *series.slots.iter().min_by_key(|&&index| gone(index))?;
+        let heir = *series.slots.iter().max_by_key(|&&index| gone(index))?;
+        (oldest != heir && gone(oldest).saturating_add(KEEP) <= now).then_some((oldest, heir))
+    }
+
+    /// What the slot's series counted in it goes on in another slot of that series. That one's record has to be written
+    /// before this one's, which is to be given away or freed.
+    fn bequeath(&mut self, index: usize, heir: usize) {
+        let Some(owner) = &self.records[index].owner else { return };
+        let cgroup_id = owner.cgroup_id;
+        if let Some(series) = self.series.get_mut(&owner.labels) {
+            series.slots.retain(|&slot| slot != index);
+        }
+        let counted = self.records[index].carry + self.own_of(index);
+        self.records[heir].carry += counted;
+        self.records[heir].absorbed = cgroup_id;
     }
 
     fn free(&mut self, index: usize) {

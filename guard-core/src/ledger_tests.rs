@@ -104,6 +104,51 @@ fn series_are_kept_for_five_minutes_and_then_begin_anew() {
 }
 
 #[test]
+fn the_slots_of_a_container_that_restarts_again_and_again_come_free() {
+    let mut ledger = Ledger::new(8);
+    let slots: Vec<Slot> = (0..4).map(|id| assign(&mut ledger, owner(10 + id, "a", false))).collect();
+    let raw = [sent(31), sent(1), sent(2), sent(4), sent(8)];
+    ledger.sample(&raw, 1);
+    for (at, index) in [(2, 2), (3, 0), (4, 1)] {
+        ledger.gone(slots[index], raw[index + 1], at);
+    }
+    assert_eq!(ledger.expire(1 + KEEP), [], "each is kept as long as a series would be");
+    let [first, second, third, last] = [slots[0], slots[1], slots[2], slots[3]];
+    // One at a time, the one that went first first.
+    for (now, gone) in [(9, third), (9, first), (9, second)] {
+        let before = ledger.records.clone();
+        assert_eq!(ledger.expire(now + KEEP), [last, gone]);
+        assert_eq!(total(&ledger, "a"), Some(15));
+        assert_eq!(ledger.record(gone).owner, None);
+        assert_eq!(total(&restart(&ledger, 10 + KEEP), "a"), Some(15));
+        // An agent that dies between the two writes counts nothing twice.
+        let mut half = before;
+        half[last.0 as usize] = ledger.record(last).clone();
+        let mut again = Ledger::new(8);
+        assert_eq!(again.restore(half, &ledger.raw, 10 + KEEP), [gone]);
+        assert_eq!(total(&again, "a"), Some(15));
+        assert_eq!(again.unattributed(), ledger.unattributed());
+    }
+    assert_eq!(ledger.expire(20 + KEEP), [], "the one that is there stays");
+    assert_eq!(ledger.unattributed().bytes, [0, 16]);
+    assert_eq!(ledger.free_slots().next(), Some(first));
+}
+
+#[test]
+fn a_series_that_ends_again_and_again_keeps_one_slot() {
+    let mut ledger = Ledger::new(8);
+    let first = assign(&mut ledger, owner(10, "a", true));
+    ledger.gone(first, sent(5), 1);
+    let second = assign(&mut ledger, owner(11, "a", true));
+    ledger.gone(second, sent(7), 1 + KEEP);
+    assert_eq!(ledger.expire(1 + KEEP), [second, first]);
+    assert_eq!(total(&ledger, "a"), Some(12));
+    assert_eq!(ledger.unattributed(), Tally::default(), "cgroups outside the pods' root are none of the node's");
+    assert_eq!(ledger.expire(1 + 2 * KEEP), [second]);
+    assert_eq!(total(&ledger, "a"), None);
+}
+
+#[test]
 fn when_every_owner_is_there_nobody_gets_a_slot() {
     let mut ledger = Ledger::new(2);
     assign(&mut ledger, owner(10, "a", false));

@@ -67,10 +67,12 @@ if [ "$REST$rested" = yesno ]; then
 fi
 echo "containers $there"
 if [ "$pid" != 0 ] && [ -n "$metrics" ]; then
+    # Page by page: what /proc/PID/status has is behind by some pages on each CPU.
+    memory() { sed -n "s/^$1:[^0-9]*\([0-9]*\) kB/\1/p" "/proc/$pid/smaps_rollup"; }
     # The 22nd field; the name in parentheses has no blanks.
     # Files come and go while they are looked at.
     files() { find "/proc/$pid/fd" -type l "$@" 2>/dev/null | wc -l; }
-    echo "agent $pid $(cut -d ' ' -f 22 "/proc/$pid/stat") $(sed -n 's/^VmRSS:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$pid/status") \
+    echo "agent $pid $(cut -d ' ' -f 22 "/proc/$pid/stat") $(memory Rss) $(memory Anonymous) \
 $(files ! -lname '*bpf[-_]link*') $(files -lname '*bpf-prog*')"
 fi
 pins=/sys/fs/bpf/egress-guard

@@ -55,7 +55,17 @@ impl World {
             name: labels.pod.clone(),
             wire: wire(*sent),
         });
-        let held = Held { rss: 14_000, fds: 50, programs: 8, links: 6, pins: 12, slots: 2, containers: 2, begun: 0 };
+        let held = Held {
+            rss: 14_000,
+            anon: 6_000,
+            fds: 50,
+            programs: 8,
+            links: 6,
+            pins: 12,
+            slots: 2,
+            containers: 2,
+            begun: 0,
+        };
         Checkpoint { life: LIFE, books: self.books(), pods: pods.collect(), world: wire(self.all()), held }
     }
 }

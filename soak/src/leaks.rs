@@ -14,8 +14,10 @@ pub struct Life {
 /// What it holds at an instant at which nothing moves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
-    /// Memory that is resident, in KiB (`VmRSS`).
+    /// Memory that is resident, in KiB (`Rss` of `/proc/PID/smaps_rollup`).
     pub rss: u64,
+    /// What of that is no file's: heap and stacks.
+    pub anon: u64,
     /// Open files that are neither programs nor links.
     pub fds: u64,
     /// Kernel programs, each of which is an open file too.
@@ -202,8 +204,17 @@ mod tests {
     use super::*;
 
     const LIFE: Life = Life { pid: 7, started: 1000 };
-    const HELD: Held =
-        Held { rss: 14_000, fds: 60, programs: 40, links: 12, pins: 20, slots: 5, containers: 5, begun: 0 };
+    const HELD: Held = Held {
+        rss: 14_000,
+        anon: 6_000,
+        fds: 60,
+        programs: 40,
+        links: 12,
+        pins: 20,
+        slots: 5,
+        containers: 5,
+        begun: 0,
+    };
 
     fn at(seconds: u64) -> Duration {
         Duration::from_secs(seconds)

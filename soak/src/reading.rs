@@ -67,11 +67,11 @@ impl Reading {
                 "moved" => reading.moved.push(rest.to_owned()),
                 "containers" => [reading.held.containers] = exactly(&numbers()?).ok_or_else(bad)?,
                 "agent" => {
-                    let [pid, started, rss, files, programs] = exactly(&numbers()?).ok_or_else(bad)?;
+                    let [pid, started, rss, anon, files, programs] = exactly(&numbers()?).ok_or_else(bad)?;
                     reading.life = Life { pid: u32::try_from(pid).map_err(|_| bad())?, started };
                     let found = &mut reading.held;
-                    (found.rss, found.fds, found.programs, agent) =
-                        (rss, files.saturating_sub(programs), programs, true);
+                    (found.rss, found.anon, agent) = (rss, anon, true);
+                    (found.fds, found.programs) = (files.saturating_sub(programs), programs);
                 }
                 "pins" => [reading.held.links, reading.held.pins] = exactly(&numbers()?).ok_or_else(bad)?,
                 "lost" => [lost] = exactly(&numbers()?).ok_or_else(bad)?,
@@ -135,7 +135,7 @@ mod tests {
 
     const TEXT: &str = "rested yes
 containers 4
-agent 812 4711 14336 57 26
+agent 812 4711 14336 6144 57 26
 pins 10 19
 lost 3
 wire web0-5d4f-aaaaa 1042 1 74 1
@@ -158,7 +158,17 @@ egress_guard_meters 4
         let reading = Reading::parse(TEXT).expect("a reading");
         assert!(reading.rested);
         assert_eq!(reading.life, Life { pid: 812, started: 4711 });
-        let held = Held { rss: 14336, fds: 31, programs: 26, links: 10, pins: 19, slots: 4, containers: 4, begun: 0 };
+        let held = Held {
+            rss: 14336,
+            anon: 6144,
+            fds: 31,
+            programs: 26,
+            links: 10,
+            pins: 19,
+            slots: 4,
+            containers: 4,
+            begun: 0,
+        };
         assert_eq!(reading.held, held);
         let pod = reading.wires["web0-5d4f-aaaaa"];
         assert_eq!((pod.sent, pod.received), (Count { bytes: 1028, packets: 1 }, Count { bytes: 60, packets: 1 }));
@@ -170,7 +180,7 @@ egress_guard_meters 4
 
     #[test]
     fn what_is_missing_or_unknown_is_said() {
-        let without = TEXT.replace("agent 812 4711 14336 57 26\n", "");
+        let without = TEXT.replace("agent 812 4711 14336 6144 57 26\n", "");
         assert_eq!(Reading::parse(&without), Err(BadReading::NoAgent));
         let restless = TEXT.replace("rested yes", "rested no\nmoved web0-5d4f-aaaaa\nmoved world");
         let restless = Reading::parse(&restless).expect("a reading");

@@ -118,6 +118,8 @@ enum Step {
     End { which: u8, bytes: u8 },
     /// The name of a container becomes known.
     Name(u8),
+    /// Minutes go by.
+    Wait(u8),
     /// The agent dies and another goes on.
     Restart,
 }
@@ -128,6 +130,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => prop::collection::vec(any::<u8>(), 4).prop_map(Step::Send),
         2 => any::<(u8, u8)>().prop_map(|(which, bytes)| Step::End { which, bytes }),
         3 => any::<u8>().prop_map(Step::Name),
+        2 => (1..7u8).prop_map(Step::Wait),
         1 => Just(Step::Restart),
     ]
 }
@@ -186,8 +189,40 @@ impl World {
                     shown.clone_from(name);
                 }
             }
+            Step::Wait(minutes) => {
+                self.now += u64::from(*minutes) * KEEP / 5;
+                let mut pinned = self.ledger.records.clone();
+                let changed = self.ledger.expire(self.now);
+                let kept = totals(&self.ledger);
+                // An agent may die before any of these is written.
+                for slot in changed {
+                    pinned[slot.0 as usize] = self.ledger.record(slot).clone();
+                    let mut next = Ledger::new(pinned.len() as u32 - 1);
+                    next.restore(pinned.clone(), &self.ledger.raw, self.now);
+                    let next = totals(&next);
+                    // What only memory knew is lost then, and nothing is there twice.
+                    for (name, total) in &next {
+                        assert!(kept.get(name).is_none_or(|kept| total <= kept), "{name}: {kept:?} became {next:?}");
+                    }
+                    for name in self.carried() {
+                        assert_eq!(next.get(&name), kept.get(&name), "{name}");
+                    }
+                }
+            }
             Step::Restart => self.ledger = restart(&self.ledger),
         }
+    }
+
+    /// The series whose totals are all in records.
+    fn carried(&self) -> Vec<String> {
+        let carried = self.ledger.series.iter().filter(|(_, series)| series.lost == Totals::default());
+        carried.filter(|(_, series)| !series.slots.is_empty()).map(|(labels, _)| labels.container.clone()).collect()
+    }
+
+    /// Whether the series is kept for good.
+    fn is_there(&self, name: &str) -> bool {
+        let metered = self.ledger.metered();
+        metered.into_iter().any(|(_, owner, ..)| owner.labels.container == name)
     }
 }
 
@@ -203,13 +238,14 @@ proptest! {
             world.take(step);
             let after = totals(&world.ledger);
             let restarted = matches!(step, Step::Restart);
+            let waited = matches!(step, Step::Wait(_));
             for (shown, total) in &before {
                 // Where this series is now: under the same name, or under the one that became known.
                 let known = names.iter().find(|(_, (_, was))| was == shown).map(|(id, _)| &world.shown[id].1);
                 let now = known.unwrap_or(shown);
                 match after.get(now) {
                     Some(now) => prop_assert!(now >= total, "{shown}: {total} became {now} by {step:?}"),
-                    None => prop_assert!(restarted, "{shown} is gone by {step:?}"),
+                    None => prop_assert!(restarted || waited && !world.is_there(now), "{shown} is gone by {step:?}"),
                 }
                 prop_assert!(now == shown || !after.contains_key(shown), "{shown} is shown beside {now}");
             }

@@ -81,7 +81,8 @@ impl fmt::Display for Report {
 /// A figure of those.
 type Figure = fn(&Held) -> u64;
 
-const FIGURES: [(&str, Figure); 6] = [
+const FIGURES: [(&str, Figure); 7] = [
+    ("heap and stacks (KiB)", |held| held.anon),
     ("open files, without programs and links", |held| held.fds),
     ("kernel programs", |held| held.programs),
     ("links", |held| held.links),
