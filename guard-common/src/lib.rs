@@ -22,7 +22,7 @@ pub const LAYOUT: u32 = match option_env!("EGRESS_GUARD_LAYOUT") {
         Ok(layout) => layout,
         Err(_) => panic!("EGRESS_GUARD_LAYOUT is not a whole number"),
     },
-    None => 2,
+    None => 3,
 };
 
 /// How many CIDRs of each IP version the kernel programs compare a packet with, at most.
@@ -109,7 +109,8 @@ pub struct MeterRecord {
     pub since: u64,
     /// `CLOCK_BOOTTIME` in nanoseconds since when the owner is gone. 0: it is not.
     pub gone: u64,
-    /// The last cgroup whose counts were added to `carry` before its slot went to another.
+    /// `since` of the last owner whose counts were added to `carry`, before its slot was free or went to another. Of one cgroup
+    /// there may be two owners, one after the other.
     pub absorbed: u64,
     /// What the slot had counted before the owner.
     pub base: Totals,

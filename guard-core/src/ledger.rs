@@ -54,7 +54,7 @@ pub struct Record {
     pub carry: Totals,
     /// What cgroups outside the pods' root had counted before the owner.
     pub foreign: Totals,
-    /// The last cgroup whose counts went into `carry` before its slot went to another.
+    /// [`Owner::since`] of the last one whose counts went into `carry`, before its slot was free or went to another.
     pub absorbed: u64,
 }
 
@@ -115,11 +115,11 @@ impl Ledger {
         self.sampled_at = now;
         self.records = records;
         let before = self.records[0].carry.egress;
-        let absorbed: HashSet<u64> = self.records.iter().map(|r| r.absorbed).filter(|&id| id != 0).collect();
+        let absorbed: HashSet<u64> = self.records.iter().map(|r| r.absorbed).filter(|&since| since != 0).collect();
         let mut changed = Vec::new();
         for index in 1..self.records.len() {
             let Some(owner) = &self.records[index].owner else { continue };
-            if owner.gone.is_some() && absorbed.contains(&owner.cgroup_id) {
+            if owner.gone.is_some() && absorbed.contains(&owner.since) {
                 self.free(index);
                 changed.push(Slot(index as u32));
                 continue;
@@ -287,13 +287,13 @@ impl Ledger {
     /// before this one's, which is to be given away or freed.
     fn bequeath(&mut self, index: usize, heir: usize) {
         let Some(owner) = &self.records[index].owner else { return };
-        let cgroup_id = owner.cgroup_id;
+        let since = owner.since;
         if let Some(series) = self.series.get_mut(&owner.labels) {
             series.slots.retain(|&slot| slot != index);
         }
         let counted = self.records[index].carry + self.own_of(index);
         self.records[heir].carry += counted;
-        self.records[heir].absorbed = cgroup_id;
+        self.records[heir].absorbed = since;
     }
 
     fn free(&mut self, index: usize) {

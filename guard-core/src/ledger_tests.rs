@@ -2,7 +2,15 @@ use super::*;
 
 fn owner(cgroup_id: u64, name: &str, extra: bool) -> Owner {
     let labels = Labels { container: name.into(), ..Labels::default() };
-    Owner { cgroup_id, path: name.into(), extra, since: 0, gone: None, identity: Identity::default(), labels }
+    Owner {
+        cgroup_id,
+        path: name.into(),
+        extra,
+        since: cgroup_id * 1000,
+        gone: None,
+        identity: Identity::default(),
+        labels,
+    }
 }
 
 fn sent(bytes: u64) -> Totals {
@@ -132,6 +140,21 @@ fn the_slots_of_a_container_that_restarts_again_and_again_come_free() {
     assert_eq!(ledger.expire(20 + KEEP), [], "the one that is there stays");
     assert_eq!(ledger.unattributed().bytes, [0, 16]);
     assert_eq!(ledger.free_slots().next(), Some(first));
+}
+
+#[test]
+fn a_cgroup_that_had_a_slot_before_is_not_taken_for_what_was_absorbed() {
+    let mut ledger = Ledger::new(4);
+    // It was not to be metered for a while.
+    let first = assign(&mut ledger, owner(10, "a", false));
+    ledger.gone(first, sent(5), 1);
+    let second = assign(&mut ledger, Owner { since: 77, ..owner(10, "a", false) });
+    assert_eq!(ledger.expire(1 + KEEP), [second, first]);
+    let raw = [sent(12), sent(5), sent(7)];
+    ledger.gone(second, raw[2], 2 + KEEP);
+    assign(&mut ledger, owner(11, "a", false));
+    assert_eq!(total(&ledger, "a"), Some(12));
+    assert_eq!(total(&restart(&ledger, 3 + KEEP), "a"), Some(12));
 }
 
 #[test]

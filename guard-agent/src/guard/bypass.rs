@@ -222,8 +222,20 @@ impl Bypass {
                 unit.attached.insert(owner.cgroup_id, owner.path.clone());
             }
         }
-        self.units.retain(|key, _| meters.contains_key(key));
+        self.forget(&meters);
         meters
+    }
+
+    /// Forgets those of whom no meter tells any more. A successor of the same name goes on with their series.
+    fn forget(&mut self, meters: &BTreeMap<Key, HashMap<u64, (Totals, bool)>>) {
+        let is_over = |key: &Key, _: &mut Unit| !meters.contains_key(key);
+        let over: Vec<(Key, Unit)> = self.units.extract_if(.., is_over).collect();
+        for (_, Unit { labels, bytes, .. }) in over {
+            let successor = self.units.values_mut().find(|unit| unit.labels == labels);
+            if let (Some(bytes), Some(unit)) = (bytes, successor) {
+                *unit.bytes.get_or_insert(0) += bytes;
+            }
+        }
     }
 
     /// Finds out who has which interface, if it is time.

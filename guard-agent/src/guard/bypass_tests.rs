@@ -55,3 +55,21 @@ fn one_without_a_meter_is_not_watched_before_a_walk_has_seen_it_have_one() {
     bypass.look(Path::new("/"), later);
     assert!(!bypass.unmetered.contains_key(PATH));
 }
+
+#[test]
+fn a_series_goes_on_with_the_successor_of_a_pod_whose_meters_are_forgotten() {
+    let mut bypass = watched();
+    let web = Labels { pod: "web-0".into(), ..Labels::default() };
+    let mut unit = |key: &str, labels: &Labels, bytes| {
+        bypass.units.insert(key.into(), Unit { bytes, ..Unit::new(labels.clone(), 0) });
+    };
+    unit("first", &web, Some(900));
+    unit("second", &web, Some(50));
+    unit("another", &Labels { pod: "web-1".into(), ..Labels::default() }, None);
+    let left = |keys: &[&str]| keys.iter().map(|key| ((*key).into(), HashMap::new())).collect();
+    bypass.forget(&left(&["second", "another"]));
+    let told: Vec<_> = bypass.units.iter().map(|(key, unit)| (&**key, unit.bytes)).collect();
+    assert_eq!(told, [("another", None), ("second", Some(950))]);
+    bypass.forget(&left(&["another"]));
+    assert_eq!(bypass.units.values().map(|unit| unit.bytes).collect::<Vec<_>>(), [None], "nobody goes on");
+}

@@ -13,7 +13,15 @@ fn labels(name: &str) -> Labels {
 
 fn owner(cgroup_id: u64, name: &str) -> Owner {
     let labels = labels(name);
-    Owner { cgroup_id, path: name.into(), extra: false, since: 0, gone: None, identity: Identity::default(), labels }
+    Owner {
+        cgroup_id,
+        path: name.into(),
+        extra: false,
+        since: cgroup_id * 1000,
+        gone: None,
+        identity: Identity::default(),
+        labels,
+    }
 }
 
 fn sent(bytes: u64) -> Totals {
