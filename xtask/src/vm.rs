@@ -6,7 +6,7 @@ mod report;
 mod run;
 mod suite;
 
-use std::{num::NonZero, sync::Mutex, thread};
+use std::{num::NonZero, sync::Mutex, thread, time::Instant};
 
 use anyhow::{Result, bail};
 use guard_vm::{Kernel, SERIES};
@@ -35,6 +35,9 @@ pub(crate) struct Matrix {
     /// Take the verifier's figures over into tests/verifier.txt
     #[arg(long)]
     figures: bool,
+    /// Write what came of the whole matrix into docs/kernels.md
+    #[arg(long, conflicts_with_all = ["userland", "file", "args"])]
+    docs: bool,
     /// With the tests that ask the kernel for nothing that others do not ask for
     #[arg(long)]
     userland: bool,
@@ -47,7 +50,10 @@ pub(crate) struct Matrix {
 }
 
 pub(crate) fn run(matrix: &Matrix) -> Result<()> {
-    let Matrix { kernel, guests, figures, userland, file, args } = matrix;
+    let Matrix { kernel, guests, figures, docs, userland, file, args } = matrix;
+    if *docs && kernel != "all" {
+        bail!("--docs is for the whole matrix: leave --kernel {kernel} out");
+    }
     let series: Vec<&str> = SERIES.into_iter().filter(|series| kernel == "all" || kernel == series).collect();
     if series.is_empty() {
         bail!("there is no kernel `{kernel}`: choose one of {}, or all", SERIES.join(", "));
@@ -58,7 +64,9 @@ pub(crate) fn run(matrix: &Matrix) -> Result<()> {
     if kernel == "all" && args.is_empty() {
         process::run(cargo().args(["test", "-p", LIBRARY]))?;
     }
+    let start = Instant::now();
     let programs = Programs::build()?;
+    println!("vm: the programs were built in {:.0} s", start.elapsed().as_secs_f64());
     let guests = guests.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get);
     let which = match (&file[..], userland) {
         ([], false) => Which::Kernels,
@@ -76,6 +84,9 @@ pub(crate) fn run(matrix: &Matrix) -> Result<()> {
     }
     if *figures {
         figures::write(&rows)?;
+    }
+    if *docs {
+        report::document(&rows)?;
     }
     if failed > 0 {
         bail!("{failed} of {} guests failed", rows.len());

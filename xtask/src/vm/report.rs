@@ -1,10 +1,17 @@
 //! What the tests in a guest came to.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, fs, time::Duration};
 
+use anyhow::{Context as _, Result};
 use guard_vm::Output;
 
 use super::suite::Part;
+use crate::process::root;
+
+/// Where the matrix is told, and between which lines.
+const DOCS: &str = "docs/kernels.md";
+const BEGIN: &str = "<!-- matrix -->\n";
+const END: &str = "<!-- end -->";
 
 /// What a guest came to.
 pub(crate) struct Row {
@@ -56,6 +63,13 @@ impl Row {
 }
 
 impl Outcome {
+    /// For the docs.
+    fn told(&self) -> String {
+        let Self { file, passed, failed, took, .. } = self;
+        let failed = if failed.is_empty() { String::new() } else { format!(" (failed: {})", failed.join(", ")) };
+        format!("`{file}` {passed}{failed}, {:.0}", took.as_secs_f64())
+    }
+
     /// Reads what libtest prints: `test NAME ... ok`, with what the test itself says in between if that is not caught.
     pub(crate) fn read(file: &str, output: Output, took: Duration) -> Self {
         let Output { status, text } = output;
@@ -121,6 +135,32 @@ pub(crate) fn show<'a>(rows: impl Iterator<Item = &'a Row> + Clone) -> usize {
     bad
 }
 
+/// Puts the table into the docs.
+pub(crate) fn document(rows: &[Row]) -> Result<()> {
+    let path = root().join(DOCS);
+    let docs = fs::read_to_string(&path).with_context(|| format!("read {DOCS}"))?;
+    let missing = || format!("{DOCS} has no lines {BEGIN:?} and {END:?}");
+    let (before, rest) = docs.split_once(BEGIN).with_context(missing)?;
+    let (_, after) = rest.split_once(END).with_context(missing)?;
+    fs::write(&path, format!("{before}{BEGIN}{}{END}{after}", table(rows)))?;
+    println!("vm: the table is in {DOCS}");
+    Ok(())
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut table = String::from("| kernel | release | with | files of tests: passed, seconds | minutes |\n");
+    table.push_str("| --- | --- | --- | --- | --- |\n");
+    for row in rows {
+        let files: Vec<String> = row.files.iter().map(Outcome::told).collect();
+        let error = row.error.as_ref().map_or("", |_| "; it did not get to its end");
+        let minutes = row.took.as_secs_f64() / 60.0;
+        let (series, release, variant) = (&row.series, &row.release, row.variant);
+        let _infallible =
+            writeln!(table, "| {series} | {release} | {variant} | {}{error} | {minutes:.1} |", files.join("; "));
+    }
+    table
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +176,14 @@ mod tests {
                     failures:\n    b\n\ntest result: FAILED. 2 passed; 1 failed; 0 ignored; finished in 1s\n";
         let outcome = read(101, text);
         assert_eq!((outcome.passed, outcome.failed, outcome.ended_well), (2, vec!["b".to_owned()], false));
+    }
+
+    #[test]
+    fn the_docs_say_what_passed_and_what_did_not() {
+        let good = read(0, "test result: ok. 2 passed; 0 failed; 0 ignored; finished in 1s\n");
+        let bad =
+            read(101, "\nfailures:\n    b\n\ntest result: FAILED. 1 passed; 1 failed; 0 ignored; finished in 1s\n");
+        assert_eq!((good.told(), bad.told()), ("`file` 2, 0".into(), "`file` 1 (failed: b), 0".into()));
     }
 
     #[test]
