@@ -40,7 +40,7 @@ pub const KEPT: Duration = Duration::from_mins(7);
 /// What may change, and what not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// So long an agent warms up.
+    /// So long an agent warms up: it has found a breach by then, and its API server away.
     pub warm_up: Duration,
     /// KiB that it may grow by afterwards.
     pub growth: u64,
@@ -52,7 +52,7 @@ pub struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { warm_up: Duration::from_secs(100), growth: 1024, files: 8, ahead: 18 }
+        Self { warm_up: Duration::from_secs(180), growth: 1024, files: 8, ahead: 18 }
     }
 }
 
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn memory_may_grow_by_a_mebibyte_once_warm() {
         let mut leaks = warm();
-        assert_eq!(leaks.look(at(200), LIFE, Held { rss: 16_024, ..HELD }), []);
+        assert_eq!(leaks.look(at(280), LIFE, Held { rss: 16_024, ..HELD }), []);
         let expected = Leak::Memory { now: 16_025, warm: 15_000, allowed: 1024 };
         assert_eq!(leaks.look(at(300), LIFE, Held { rss: 16_025, ..HELD }), [expected]);
     }
@@ -240,16 +240,16 @@ mod tests {
         let mut leaks = warm();
         let next = Life { started: 2000, ..LIFE };
         assert_eq!(leaks.look(at(200), next, Held { rss: 20_000, fds: 100, ..HELD }), []);
-        assert!(!leaks.was_warm(at(300)) && leaks.was_warm(at(301)));
-        assert_eq!(leaks.look(at(301), next, Held { rss: 21_025, fds: 100, ..HELD }).len(), 1);
+        assert!(!leaks.was_warm(at(380)) && leaks.was_warm(at(381)));
+        assert_eq!(leaks.look(at(381), next, Held { rss: 21_025, fds: 100, ..HELD }).len(), 1);
     }
 
     #[test]
     fn files_are_accounted_for() {
         let mut leaks = warm();
-        assert_eq!(leaks.look(at(200), LIFE, Held { fds: 68, ..HELD }), []);
+        assert_eq!(leaks.look(at(280), LIFE, Held { fds: 68, ..HELD }), []);
         assert_eq!(
-            leaks.look(at(201), LIFE, Held { fds: 69, ..HELD }),
+            leaks.look(at(281), LIFE, Held { fds: 69, ..HELD }),
             [Leak::Files { now: 69, warm: 60, allowed: 68 }]
         );
     }
