@@ -64,7 +64,7 @@ impl World {
             pins: 12,
             slots: 2,
             containers: 2,
-            begun: 0,
+            recent: 0,
         };
         Checkpoint { life: LIFE, books: self.books(), pods: pods.collect(), world: wire(self.all()), held }
     }

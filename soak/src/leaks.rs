@@ -30,8 +30,9 @@ pub struct Held {
     pub slots: u64,
     /// Containers' cgroups beneath the pods' root, as the tree says.
     pub containers: u64,
-    /// How many have begun within [`KEPT`], at most: the slots of those that have ended since are not free yet.
-    pub begun: u64,
+    /// How many there were when it was at rest last before [`KEPT`], and have begun since, at most: the slots of those
+    /// among them that have ended may not be free yet.
+    pub recent: u64,
 }
 
 /// A slot is free for another container five minutes after its owner's end; and some time until that is looked at.
@@ -177,7 +178,7 @@ impl Leaks {
             }
         };
         let mut leaks = vec![];
-        self.used = self.used.max(held.containers + held.begun);
+        self.used = self.used.max(held.containers).max(held.recent);
         let (slots, allowed) = (self.used, 2 * (self.used + self.bounds.ahead));
         if held.programs > allowed {
             leaks.push(Leak::Programs { now: held.programs, slots, allowed });
@@ -213,7 +214,7 @@ mod tests {
         pins: 20,
         slots: 5,
         containers: 5,
-        begun: 0,
+        recent: 5,
     };
 
     fn at(seconds: u64) -> Duration {
@@ -262,7 +263,7 @@ mod tests {
         let expected = Leak::Programs { now: 47, slots: 5, allowed: 46 };
         assert_eq!(leaks.look(at(201), LIFE, Held { programs: 47, ..HELD }), [expected]);
         // Three more that came and went: their programs are kept, and used by those that come later.
-        assert_eq!(leaks.look(at(202), LIFE, Held { programs: 52, begun: 3, ..HELD }), []);
+        assert_eq!(leaks.look(at(202), LIFE, Held { programs: 52, recent: 8, ..HELD }), []);
         assert_eq!(leaks.look(at(900), LIFE, Held { programs: 52, ..HELD }), []);
         assert_eq!(leaks.look(at(901), LIFE, Held { programs: 53, ..HELD }).len(), 1);
     }

@@ -167,7 +167,7 @@ egress_guard_meters 4
             pins: 19,
             slots: 4,
             containers: 4,
-            begun: 0,
+            recent: 0,
         };
         assert_eq!(reading.held, held);
         let pod = reading.wires["web0-5d4f-aaaaa"];

@@ -57,8 +57,9 @@ impl Stage<'_> {
         let new = granted.len().saturating_sub(self.granted.len()) as u64;
         self.began.push((self.now(), 2 * new));
         let mut reading = look::rest(self.node, &self.pods)?;
-        let since = self.now().saturating_sub(KEPT);
-        reading.held.begun = self.began.iter().filter(|(at, _)| *at >= since).map(|(_, count)| count).sum();
+        let (since, there) = self.there_before(self.now().saturating_sub(KEPT));
+        let begun = self.began.iter().filter(|(at, _)| *at >= since).map(|(_, count)| count);
+        reading.held.recent = there.unwrap_or(reading.held.containers) + begun.sum::<u64>();
         self.compare(&reading);
         let found = self.checker.evicted(self.now(), &granted, &self.deeds);
         self.granted = granted;
@@ -66,6 +67,12 @@ impl Stage<'_> {
         let go_on: String = self.pods.0.values().map(|talker| talker.send(false)).collect();
         self.shell(&go_on)?;
         Ok(())
+    }
+
+    /// When it was at rest last before this, and how many containers there were.
+    fn there_before(&self, end: Duration) -> (Duration, Option<u64>) {
+        let last = self.rested.iter().rev().find(|(at, _)| *at <= end);
+        last.map_or((Duration::ZERO, None), |(at, containers)| (*at, Some(*containers)))
     }
 
     fn compare(&mut self, reading: &Reading) {
@@ -85,6 +92,7 @@ impl Stage<'_> {
         let found = self.checker.checkpoint(now, &seen);
         say(now, &format!("{:?}, {held:?}", self.checker.compared()));
         self.held.push(*held);
+        self.rested.push((now, held.containers));
         self.found(found);
     }
 

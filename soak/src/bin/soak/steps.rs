@@ -79,6 +79,8 @@ pub(crate) struct Stage<'a> {
     /// What needs the API server and came while it was away.
     waiting: Vec<Action>,
     pub(crate) held: Vec<Held>,
+    /// When it was at rest, and how many containers there were.
+    pub(crate) rested: Vec<(Duration, u64)>,
     /// When how many containers began, at most.
     pub(crate) began: Vec<(Duration, u64)>,
     pub(crate) restless: u32,
@@ -109,6 +111,7 @@ impl<'a> Stage<'a> {
             fault: None,
             waiting: vec![],
             held: vec![],
+            rested: vec![],
             began: vec![],
             restless: 0,
             rounds: 0,
