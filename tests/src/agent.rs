@@ -45,7 +45,17 @@ pub struct Agent {
     log: PathBuf,
 }
 
+/// Where beneath an agent's `--bpffs` lies what it pins.
+pub fn pins(bpffs: &Path) -> PathBuf {
+    bpffs.join(format!("v{}", guard_common::LAYOUT))
+}
+
 impl Setup {
+    /// Where its pins lie.
+    pub fn pins(&self) -> PathBuf {
+        pins(&self.bpffs)
+    }
+
     /// An agent for a tree of pods, with this configuration file.
     pub fn new(pods: &Pods, config: &str) -> Result<Self> {
         let name = unique();

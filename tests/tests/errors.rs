@@ -4,7 +4,7 @@ use std::{net::TcpListener, os::unix::process::CommandExt as _, process::Command
 
 use anyhow::{Result, ensure};
 use guard_tests::{
-    agent::Setup,
+    agent::{Setup, pins},
     pods::Pods,
     require_root,
     world::{CONFIG, World},
@@ -73,7 +73,7 @@ fn bpffs_is_mounted_where_it_is_not() -> Result<()> {
     setup.bpffs = std::env::temp_dir().join(guard_tests::unique());
     setup.set("--bpffs", setup.bpffs.display().to_string());
     let agent = setup.start()?;
-    ensure!(setup.bpffs.join("v2/COUNTERS").exists(), "no pins");
+    ensure!(setup.pins().join("COUNTERS").exists(), "no pins");
     agent.signal(libc::SIGTERM)?;
     let bpffs = setup.bpffs.clone();
     drop(setup);
@@ -85,7 +85,8 @@ fn bpffs_is_mounted_where_it_is_not() -> Result<()> {
 fn cleanup_removes_nothing_that_is_not_in_bpffs() -> Result<()> {
     require_root()?;
     let folder = std::env::temp_dir().join(guard_tests::unique());
-    std::fs::create_dir_all(folder.join("v2/data"))?;
+    let data = pins(&folder).join("data");
+    std::fs::create_dir_all(&data)?;
     let cleanup = |user: u32| {
         let mut command = Command::new(guard_tests::sibling("guard-agent")?);
         anyhow::Ok(command.arg("cleanup").arg("--bpffs").arg(&folder).uid(user).output()?)
@@ -93,7 +94,7 @@ fn cleanup_removes_nothing_that_is_not_in_bpffs() -> Result<()> {
     let output = cleanup(0)?;
     let said = String::from_utf8(output.stderr)?;
     ensure!(!output.status.success() && said.contains("is not in a bpffs: nothing is removed"), "{said}");
-    ensure!(folder.join("v2/data").exists(), "it was removed");
+    ensure!(data.exists(), "it was removed");
     Ok(std::fs::remove_dir_all(folder)?)
 }
 

@@ -88,7 +88,7 @@ fn three_hundred_containers_in_a_row_leak_no_slot_and_mix_no_series() -> Result<
     let all: u64 = sent.values().map(|sent| sent.bytes).sum();
     ensure!(wire.bytes == all && settled.all_containers("external") == all, "{wire:?} and {all}");
     ensure!(settled.get("egress_guard_meters_refused_total") == Some(0));
-    let links = fs::read_dir(world.setup.bpffs.join("v2/links"))?.count();
+    let links = fs::read_dir(world.setup.pins().join("links"))?.count();
     ensure!(links == 2, "{links} links are left, and only the node's two should be");
     let files = fs::read_dir(format!("/proc/{}/fd", world.agent().pid()))?.count();
     // At most two programs for each of 65 slots, the node's links, maps, sockets.

@@ -242,7 +242,7 @@ fn a_stop_is_quick_and_leaves_the_pins_and_cleanup_removes_them() -> Result<()> 
         let (code, took) = world.agent.take().context("the agent runs")?.signal(signal)?;
         ensure!(code == Some(0), "exit code {code:?}");
         ensure!(took < Duration::from_secs(1), "it took {took:?}");
-        ensure!(world.setup.bpffs.join("v2/links/1-egress").exists(), "the pins are gone");
+        ensure!(world.setup.pins().join("links/1-egress").exists(), "the pins are gone");
         world.agent = Some(world.setup.start()?);
     }
     let cleanup = || Command::new(&world.setup.binary).arg("cleanup").arg("--bpffs").arg(&world.setup.bpffs).output();
@@ -286,7 +286,7 @@ fn pins_of_another_layout_or_size_are_replaced_with_one_line() -> Result<()> {
         world.send(&container, 100, 10)?;
         world.agent.take().context("the agent runs")?.signal(libc::SIGTERM)?;
         if change == "layout" {
-            fs::rename(world.setup.bpffs.join("v2"), world.setup.bpffs.join("v0"))?;
+            fs::rename(world.setup.pins(), world.setup.bpffs.join("v0"))?;
         } else {
             world.setup.configure(&format!("{CONFIG}meters: {{max: 7}}\n"))?;
         }

@@ -119,7 +119,7 @@ fn another_program_in_a_meters_link_is_put_out_of_it() -> Result<()> {
 fn limits_that_were_taken_out_of_the_kernel_are_put_back() -> Result<()> {
     let world = World::new(&config("contain", BLOCK))?;
     let (_sink, container) = (world.sink()?, world.container(1, 1)?);
-    let array = hostile::pinned(&world.setup.bpffs.join("v2/POLICE_EGRESS"))?;
+    let array = hostile::pinned(&world.setup.pins().join("POLICE_EGRESS"))?;
     // One that has no limits.
     let others = others_program("police_egress", Hook::Egress)?;
     sys::program_array_set(array.as_fd(), 0, others.as_fd())?;
@@ -137,7 +137,7 @@ fn limits_that_were_loosened_in_the_kernel_hold_again_with_the_next_sample() -> 
     const SLOTS: u32 = 1025;
     let world = World::new(&config("contain", BLOCK))?;
     let (_sink, container) = (world.sink()?, world.container(1, 1)?);
-    let map = hostile::pinned(&world.setup.bpffs.join("v2/CONTROLS"))?;
+    let map = hostile::pinned(&world.setup.pins().join("CONTROLS"))?;
     let controls = Controls::open(map.as_fd(), SLOTS)?;
     let id = container.cgroup_id()?;
     let slot = (1..SLOTS).map(Slot).find(|slot| controls.owner(*slot) == id).context("it has no slot")?;
@@ -321,5 +321,6 @@ fn without_privileges_there_is_no_way_around() -> Result<()> {
     // The same with all rights succeeds: it was tried in earnest.
     ensure!(hostile::any_link().is_ok() && hostile::any_map().is_ok() && hostile::packet_socket().is_ok());
     ensure!(hostile::pinned(&world.setup.bpffs.join("kill-switch")).is_ok());
+    ensure!(hostile::pinned(&world.setup.pins().join("COUNTERS")).is_ok());
     Ok(())
 }

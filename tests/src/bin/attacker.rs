@@ -15,7 +15,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, Subcommand};
-use guard_tests::hostile::{self, Ring};
+use guard_tests::{
+    agent::pins,
+    hostile::{self, Ring},
+};
 use rustix::net::{
     AddressFamily, Protocol, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketType, ipproto, recvmsg, sendmsg, socket, sockopt,
@@ -306,7 +309,7 @@ fn try_all(powerless: &Powerless) -> Result<()> {
     let others: &[(&str, bool)] = &[
         ("a link by its id", hostile::any_link().is_ok()),
         ("a map by its id", hostile::any_map().is_ok()),
-        ("a pin", hostile::pinned(&bpffs.join("v2/COUNTERS")).is_ok()),
+        ("a pin", hostile::pinned(&pins(bpffs).join("COUNTERS")).is_ok()),
         ("the kill switch", hostile::pinned(&bpffs.join("kill-switch")).is_ok()),
         ("the agent's socket", UnixStream::connect(agent).is_ok()),
         ("another cgroup", std::fs::write(procs, "0").is_ok()),
