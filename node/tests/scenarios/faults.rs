@@ -80,7 +80,7 @@ fn evictions(node: &Node, space: &Space) -> Result<Vec<String>> {
 }
 
 /// Fails if a container of the node is held.
-async fn nobody_is_held(agent: Agent<'_>) -> Result<()> {
+pub(crate) async fn nobody_is_held(agent: Agent<'_>) -> Result<()> {
     eventually("nobody is held", SOON, async || {
         let listed = agent.list().await?;
         let held: Vec<_> = listed.iter().filter(|it| it.standing.contained).collect();

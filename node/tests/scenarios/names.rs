@@ -16,7 +16,7 @@ fn stream(rate: u64) -> String {
 }
 
 /// Waits until the agent says that a container has sent just this to the world, under its names.
-async fn exact(agent: Agent<'_>, pod: &Pod, container: &str, sent: Sent) -> Result<()> {
+pub(crate) async fn exact(agent: Agent<'_>, pod: &Pod, container: &str, sent: Sent) -> Result<()> {
     ensure!(sent.count > 10, "{}/{container} has sent too little to compare: {sent:?}", pod.name_any());
     eventually(&format!("{}/{container} is counted to the byte", pod.name_any()), SOON, async || {
         let counted = external(&agent.metrics().await?, pod, container);
