@@ -53,7 +53,7 @@ pub struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { warm_up: Duration::from_secs(180), growth: 1024, files: 8, ahead: 18 }
+        Self { warm_up: Duration::from_mins(3), growth: 1024, files: 8, ahead: 18 }
     }
 }
 
