@@ -259,7 +259,8 @@ fn a_quota_is_counted_across_restarts() -> Result<()> {
     world.agent().metrics()?;
     ensure!(metric(&world, BREACHED, &container)? == 0, "it is said to breach its quota, and sends nothing");
     world.send(&container, 972, 1)?;
-    wait_for(&world, BREACHED, &container, 1)?;
+    let breached = wait_for(&world, BREACHED, &container, 1);
+    breached.with_context(|| format!("{:?}\n{}", world.agent().list(), world.agent().log().unwrap_or_default()))?;
     wait_for(&world, CONTAINED, &container, 1)?;
     let breach = &world.agent().breaches()?[0];
     ensure!(breach["limit"] == "quota" && breach["allowed"] == 1e6, "{breach}");
