@@ -61,7 +61,8 @@ impl Roster {
     }
 
     /// What the API server tells of now. Returns of which pods that is another than before, by the UIDs in their cgroups'
-    /// paths. What is known of one that is gone stays, for its containers may still be there.
+    /// paths. What is known of one that is gone stays, for its containers may still be there: they are on their way, also if
+    /// that it was terminating was never told, as when a deletion without grace was told together with its end.
     pub fn tell(&mut self, told: Arc<Inventory>) -> BTreeSet<String> {
         let before = self.told.take();
         let mut changed = BTreeSet::new();
@@ -76,6 +77,10 @@ impl Roster {
         }
         let gone = before.iter().flat_map(|before| before.pods()).filter(|pod| told.pod(pod.cgroup_uid()).is_none());
         self.departed.extend(gone.map(|pod| (pod.cgroup_uid().to_owned(), Arc::clone(pod))));
+        for (uid, pod) in self.departed.iter_mut().filter(|(_, pod)| !pod.terminating) {
+            Arc::make_mut(pod).terminating = true;
+            changed.insert(uid.clone());
+        }
         self.told = Some(told);
         changed
     }

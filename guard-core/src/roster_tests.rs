@@ -62,8 +62,32 @@ fn only_what_changed_is_told() {
     assert_eq!(roster.tell(told([&first])), BTreeSet::new());
     assert_eq!(roster.tell(told([&pod(Some('a'))])), BTreeSet::new(), "a list tells the same again");
     assert_eq!(roster.tell(told([&pod(Some('b'))])), [UID.to_owned()].into());
-    assert_eq!(roster.tell(told([])), BTreeSet::new());
-    assert_eq!(roster.tell(told([&pod(Some('b'))])), BTreeSet::new(), "it was known all the time");
+    assert_eq!(roster.tell(told([])), [UID.to_owned()].into(), "it is gone");
+    assert_eq!(roster.tell(told([])), BTreeSet::new(), "which is told once");
+    assert_eq!(
+        roster.tell(told([&pod(Some('b'))])),
+        [UID.to_owned()].into(),
+        "a list that was too old had left it out"
+    );
+}
+
+#[test]
+fn what_runs_on_of_a_pod_that_is_gone_is_terminating() {
+    let terminating = |roster: &Roster| roster.pod(UID).is_some_and(|pod| pod.terminating);
+    let there = pod(Some('a'));
+    let mut roster = Roster::default();
+    roster.tell(told([&there]));
+    let saved = roster.save([(&identity('a'), &there.labels_of(&identity('a')))]);
+    roster.tell(told([]));
+    assert!(terminating(&roster) && !there.terminating);
+    roster.tell(told([&there]));
+    assert!(!terminating(&roster));
+
+    // Of what an earlier agent knew that is said once the API server has told what there is.
+    let mut next = Roster::restore(saved);
+    assert!(next.pod(UID).is_some() && !terminating(&next));
+    assert_eq!(next.tell(told([])), [UID.to_owned()].into());
+    assert!(terminating(&next));
 }
 
 #[test]
