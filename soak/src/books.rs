@@ -78,6 +78,12 @@ pub struct Books {
     pub meters: u64,
     /// Samples that this agent has taken.
     pub samples: u64,
+    /// What passed by the meters of each pod that anything passed by, in bytes, since this agent began.
+    pub bypassed: BTreeMap<Labels, u64>,
+    /// How many pods' interfaces are compared with their meters.
+    pub watched: u64,
+    /// How often this agent did not evict because a budget was spent.
+    pub over_budget: u64,
 }
 
 /// Metrics that cannot be read.
@@ -122,6 +128,9 @@ impl Books {
                 "container_egress_packets_total" => books.series(&labels).egress[class()?].packets = value,
                 "container_ingress_bytes_total" => books.series(&labels).ingress[class()?].bytes = value,
                 "container_ingress_packets_total" => books.series(&labels).ingress[class()?].packets = value,
+                "bypass_bytes_total" if value > 0 => drop(books.bypassed.insert(names(&labels), value)),
+                "bypass_watched" => books.watched += value,
+                "declined_total" | "evictions_total" if is_budget(&labels) => books.over_budget += value,
                 "dropped_bytes_total" => books.series(&labels).dropped = value,
                 _ => {}
             }
@@ -134,9 +143,7 @@ impl Books {
     }
 
     fn series(&mut self, labels: &BTreeMap<&str, String>) -> &mut Series {
-        let [namespace, pod, container] =
-            ["namespace", "pod", "container"].map(|name| labels.get(name).cloned().unwrap_or_default());
-        self.containers.entry(Labels { namespace, pod, container }).or_default()
+        self.containers.entry(names(labels)).or_default()
     }
 
     /// What the containers of a pod sent and received, all classes together.
@@ -155,6 +162,18 @@ impl Books {
     pub fn attributed(&self, class: usize) -> u64 {
         self.containers.values().map(|series| series.egress[class].bytes).sum()
     }
+}
+
+fn names(labels: &BTreeMap<&str, String>) -> Labels {
+    let [namespace, pod, container] =
+        ["namespace", "pod", "container"].map(|name| labels.get(name).cloned().unwrap_or_default());
+    Labels { namespace, pod, container }
+}
+
+/// Whether it is about an eviction that a budget did not allow: the agent's own, or one that all agents share.
+fn is_budget(labels: &BTreeMap<&str, String>) -> bool {
+    let is = |label: &str, values: &[&str]| labels.get(label).is_some_and(|value| values.contains(&value.as_str()));
+    is("result", &["budget"]) || is("action", &["evict"]) && is("reason", &["node_budget", "workload_budget"])
 }
 
 /// `a="x",b="y"`. What is escaped (a backslash, a quote, a new line) stands for itself.
@@ -201,6 +220,17 @@ egress_guard_node_egress_bytes_total{class="external"} 4503599627371505
 egress_guard_node_ingress_bytes_total{class="external"} 9
 egress_guard_unattributed_egress_bytes_total{class="cluster"} 0
 egress_guard_unattributed_egress_bytes_total{class="external"} 4
+egress_guard_bypass_bytes_total{namespace="soak",pod="a"} 0
+egress_guard_bypass_bytes_total{namespace="soak",pod="b"} 120
+egress_guard_bypass_watched{namespace="soak",pod="a"} 1
+egress_guard_bypass_watched{namespace="soak",pod="b"} 1
+egress_guard_bypass_watched{namespace="soak",pod="host"} 0
+egress_guard_declined_total{action="contain",reason="node_budget"} 1
+egress_guard_declined_total{action="evict",reason="node_budget"} 2
+egress_guard_declined_total{action="evict",reason="workload_budget"} 4
+egress_guard_declined_total{action="evict",reason="storm"} 8
+egress_guard_evictions_total{result="budget"} 16
+egress_guard_evictions_total{result="done"} 32
 egress_guard_meters 3
 egress_guard_sample_seconds_bucket{le="+Inf"} 12
 egress_guard_sample_seconds_count 12
@@ -219,6 +249,8 @@ process_resident_memory_bytes 1.5e+07
         assert_eq!(books.attributed(1) + 4, books.node[1]);
         let b = Labels { namespace: "soak".into(), pod: "b".into(), container: "main".into() };
         assert_eq!(books.containers[&b].dropped, 11);
+        let b = Labels { container: String::new(), ..b };
+        assert_eq!((books.bypassed, books.watched, books.over_budget), ([(b, 120)].into(), 2, 22));
     }
 
     #[test]

@@ -11,14 +11,16 @@
 //! 4. **Nothing is unattributed** but while no agent was there to see a container begin.
 //! 5. **Evictions are allowed**: [`crate::evictions`].
 //! 6. **Nothing leaks**: [`crate::leaks`].
+//! 7. **Nothing is taken for a bypass**: nobody here sends past the meters.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     books::{Books, Labels},
     evictions::{self, Allowed, Deeds, Granted, Wrong},
-    leaks::{Bounds, Held, Leak, Leaks, Life},
-    wire::{self, Direction, Disagreement, Wire},
+    leaks::{Bounds, Held, Leaks, Life},
+    violation::{Broken, Soak, Violation},
+    wire::{self, Direction, Wire},
 };
 
 const CLASSES: [&str; 2] = ["cluster", "external"];
@@ -27,104 +29,6 @@ const EXTERNAL: usize = 1;
 /// The agent itself speaks with the API server all the while, and the counters of the node are read before its own: so many
 /// bytes of the class `cluster` may be in its series only.
 const UNDER_WAY: u64 = 128 * 1024;
-
-/// What is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
-    /// The node's total.
-    #[error(
-        "node = sum + unattributed does not hold of {class} bytes: {node} is not {sum} + {unattributed} + {gone} (of series that \
-         are gone)"
-    )]
-    Sum {
-        /// Of which class.
-        class: &'static str,
-        /// All pods'.
-        node: u64,
-        /// All containers'.
-        sum: u64,
-        /// Said to be unattributed.
-        unattributed: u64,
-        /// Of series that are not shown any more.
-        gone: u64,
-    },
-    /// A pod and its wire.
-    #[error("the pod {pod} and its wire disagree: {how}")]
-    Pod {
-        /// Which.
-        pod: String,
-        /// How.
-        how: Disagreement,
-    },
-    /// The node and the wire to the world.
-    #[error("the node and its wire to the world disagree: {0}")]
-    World(Disagreement),
-    /// A counter went down.
-    #[error("{what} of {of} went from {before} to {now}")]
-    Down {
-        /// Of whom.
-        of: String,
-        /// Which counter.
-        what: String,
-        /// Before.
-        before: u64,
-        /// Now.
-        now: u64,
-    },
-    /// The series of a pod that runs is not there.
-    #[error("there is no series of {pod} any more, which runs and had sent {bytes} bytes")]
-    Lost {
-        /// Which.
-        pod: String,
-        /// Bytes.
-        bytes: u64,
-    },
-    /// Unattributed, although an agent was there.
-    #[error("{bytes} more {class} bytes are unattributed than at the checkpoint before, and the same agent was there")]
-    Unattributed {
-        /// Of which class.
-        class: &'static str,
-        /// How many more.
-        bytes: u64,
-    },
-    /// An eviction.
-    #[error(transparent)]
-    Eviction(Wrong),
-    /// A leak.
-    #[error(transparent)]
-    Leak(Leak),
-}
-
-/// What was found, when, and how to see it again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Violation {
-    /// From the beginning of the soak.
-    pub at: Duration,
-    /// What.
-    pub broken: Broken,
-    /// The soak.
-    pub soak: Soak,
-}
-
-/// Which soak it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Soak {
-    /// The seed of its plan.
-    pub seed: u64,
-    /// Its length.
-    pub minutes: u32,
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { at, broken, soak: Soak { seed, minutes } } = self;
-        write!(
-            f,
-            "VIOLATION after {:.0} s, seed {seed}: {broken} (again: cargo xtask soak --minutes {minutes} --seed {seed})",
-            at.as_secs_f64()
-        )
-    }
-}
 
 /// A pod that runs in a network of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,6 +69,10 @@ pub struct Compared {
     pub bytes: u64,
     /// Of those, on the wire only: last ACKs and resets without a socket.
     pub unmetered: u64,
+    /// Looks at a pod whose interface the agent compared with its meters.
+    pub watched: u64,
+    /// Evictions that were not, for a budget was spent, as far as an agent was there to be asked.
+    pub over_budget: u64,
     /// Agents that were seen.
     pub lives: u32,
     /// Checkpoints at which a warm agent's memory and files were compared with what it had.
@@ -262,12 +170,18 @@ impl Checker {
 
     /// Takes the next scrape for the last one: no counter went down, and what is not shown any more is remembered.
     fn follow(&mut self, life: Life, books: &Books) -> Vec<Broken> {
-        let mut broken = vec![];
-        let Some((before_life, before)) = self.last.replace((life, books.clone())) else {
-            self.compared.lives += 1;
-            return broken;
-        };
-        self.compared.lives += u32::from(before_life != life);
+        let before = self.last.replace((life, books.clone()));
+        // What the same agent had said already.
+        let said = before.as_ref().filter(|(before, _)| *before == life).map(|(_, books)| books);
+        self.compared.lives += u32::from(said.is_none());
+        self.compared.watched += books.watched;
+        self.compared.over_budget += books.over_budget - said.map_or(0, |said| said.over_budget);
+        let is_said = |(of, bytes): &(&Labels, &u64)| said.is_some_and(|said| said.bypassed.get(of) == Some(bytes));
+        let bypassed = books.bypassed.iter().filter(|it| !is_said(it));
+        let mut broken: Vec<_> = bypassed
+            .map(|(of, &bytes)| Broken::Bypassed { pod: format!("{}/{}", of.namespace, of.pod), bytes })
+            .collect();
+        let Some((_, before)) = before else { return broken };
         let mut compare = |of: &str, what: &str, before: u64, now: u64| {
             if now < before {
                 broken.push(Broken::Down { of: of.into(), what: what.into(), before, now });

@@ -91,7 +91,7 @@ fn what_holds_is_not_reported() {
     assert_eq!(checker.scraped(at(70), LIFE, &World::of(&[("a", 50), ("b", 20)]).books()), []);
     assert_eq!(checker.checkpoint(at(120), &next), []);
     let compared = checker.compared();
-    let expected = Compared { checkpoints: 2, scrapes: 1, pods: 2, bytes: 270 * 1028, unmetered: 0, lives: 1, warm: 0 };
+    let expected = Compared { checkpoints: 2, scrapes: 1, pods: 2, bytes: 270 * 1028, lives: 1, ..Compared::default() };
     assert_eq!(compared, expected);
 }
 
@@ -259,4 +259,23 @@ fn a_leak_and_a_wrong_eviction_are_said_with_how_to_repeat_them() {
     let found = broken(checker.evicted(at(130), &granted, &deeds));
     assert_eq!(found, [Broken::Eviction(Wrong::Innocent("web0-1-2".into()))]);
     assert_eq!(checker.evicted(at(140), &granted, &deeds), [], "it was said");
+}
+
+#[test]
+fn a_bypass_is_said_once_of_each_agent_and_budgets_are_added_up_over_all() {
+    let mut checker = checker();
+    let mut books = World::of(&[("a", 1)]).books();
+    (books.watched, books.over_budget) = (1, 2);
+    assert_eq!(checker.scraped(at(1), LIFE, &books), []);
+    books.bypassed.insert(labels("a"), 52);
+    let expected = [Broken::Bypassed { pod: "soak/a".into(), bytes: 52 }];
+    assert_eq!(broken(checker.scraped(at(2), LIFE, &books)), expected);
+    assert_eq!(checker.scraped(at(3), LIFE, &books), []);
+    books.over_budget = 5;
+    let next = Life { pid: 8, started: 2 };
+    assert_eq!(broken(checker.scraped(at(4), next, &books)), expected, "another agent says it");
+    let Compared { watched, over_budget, lives, .. } = checker.compared();
+    assert_eq!((watched, over_budget, lives), (4, 7, 2));
+    let first = broken(self::checker().scraped(at(1), LIFE, &books));
+    assert_eq!(first, expected);
 }

@@ -21,6 +21,25 @@ pub const MOST_PODS: u32 = 9;
 /// The most breaches in a round: three breaching pods are a storm, in which nothing is evicted.
 const MOST_BREACHES: u64 = 2;
 
+/// What ends an agent; each of these before one comes again, as with [`FAULTS`]: a long plan has something of everything.
+const ENDS: [Action; 3] = [Action::KillAgent, Action::KillAgent, Action::Rollout];
+
+/// What is wrong with the API server.
+const FAULTS: [Fault; 8] = [
+    Fault::Away,
+    Fault::Frozen,
+    Fault::Slow,
+    Fault::Refusing(429),
+    Fault::Refusing(500),
+    Fault::Refusing(503),
+    Fault::LosesAnswers,
+    Fault::EndsWatches,
+];
+
+/// The first workloads. Those that are evicted stay to the end.
+const FIRST: [Kind; 4] = [Kind::Deployment(3), Kind::Deployment(2), Kind::HostNetwork, Kind::Nested];
+const STAY: usize = 2;
+
 /// The fewest rounds of a plan, and of those at its end in which one agent runs on: whether it grows is seen only then.
 const FEWEST_ROUNDS: u64 = 5;
 const FEWEST_STEADY: u64 = 3;
@@ -78,6 +97,13 @@ pub enum Fault {
     LosesAnswers,
     /// All watches end.
     EndsWatches,
+}
+
+impl Fault {
+    /// Whether it is one of evictions only.
+    const fn is_of_evictions(self) -> bool {
+        matches!(self, Self::Slow | Self::Refusing(_) | Self::LosesAnswers)
+    }
 }
 
 /// One thing to do.
@@ -179,9 +205,9 @@ pub fn rounds(minutes: u32) -> (u32, u32) {
 /// The steps of a soak, in the order in which they are done.
 #[must_use]
 pub fn plan(seed: u64, minutes: u32) -> Vec<Step> {
-    let mut planner = Planner { random: scrambled(seed), workloads: vec![], made: 0, steps: vec![] };
-    let first = [Kind::Deployment(3), Kind::Bare, Kind::HostNetwork, Kind::Nested];
-    for (index, kind) in first.into_iter().enumerate() {
+    let random = scrambled(seed);
+    let mut planner = Planner { random, workloads: vec![], made: 0, ends: vec![], faults: vec![], steps: vec![] };
+    for (index, kind) in FIRST.into_iter().enumerate() {
         planner.make(0, 2 * index as u64, kind);
     }
     planner.step(0, ROUND.as_secs(), Action::Checkpoint);
@@ -201,11 +227,22 @@ fn scrambled(seed: u64) -> Random {
     random
 }
 
+/// One of those that are left; of all, when none is.
+fn draw<T: Clone>(random: &mut Random, left: &mut Vec<T>, all: &[T]) -> T {
+    if left.is_empty() {
+        left.extend_from_slice(all);
+    }
+    left.swap_remove(random.below(left.len() as u64) as usize)
+}
+
 struct Planner {
     random: Random,
-    /// Those that there are; the first one stays to the end.
+    /// Those that there are; the first [`STAY`] stay to the end.
     workloads: Vec<(String, Kind)>,
     made: u32,
+    /// Those that have not come since all had.
+    ends: Vec<Action>,
+    faults: Vec<Fault>,
     steps: Vec<Step>,
 }
 
@@ -244,9 +281,12 @@ impl Planner {
         let begin = self.steps.len();
         // A job of the round before has ended.
         self.workloads.retain(|(_, kind)| !matches!(kind, Kind::Job(_)));
-        let breached = self.breaches(round);
+        let fault = self.chance(60).then(|| draw(&mut self.random, &mut self.faults, &FAULTS));
+        let breached = self.breaches(round, fault.is_some_and(Fault::is_of_evictions));
         self.ends(round, may_end_agent);
-        self.fault(round);
+        if let Some(fault) = fault {
+            self.fault(round, fault);
+        }
         if self.chance(15) {
             let on = self.between(5, 30);
             let off = on + self.between(8, 25);
@@ -264,11 +304,12 @@ impl Planner {
     }
 
     /// Breaches that last for most of the round: found, contained and, where the policy and the budgets allow, evicted.
-    fn breaches(&mut self, round: u32) -> Vec<String> {
-        let count = if self.chance(75) { self.between(1, MOST_BREACHES) } else { 0 };
+    /// `evicts`: one of them is to lead to an eviction.
+    fn breaches(&mut self, round: u32, evicts: bool) -> Vec<String> {
+        let count = if self.chance(75) || evicts { self.between(1, MOST_BREACHES) } else { 0 };
         let mut breached: Vec<String> = vec![];
         for _ in 0..count {
-            let (name, kind) = self.breacher();
+            let (name, kind) = self.breacher(evicts && breached.is_empty());
             let replica = self.random.below(u64::from(kind.pods())) as u32;
             if breached.contains(&name) {
                 continue;
@@ -282,22 +323,21 @@ impl Planner {
     }
 
     /// Mostly a Deployment: nothing else is evicted.
-    fn breacher(&mut self) -> (String, Kind) {
+    fn breacher(&mut self, is_evicted: bool) -> (String, Kind) {
         let evicted = |(_, kind): &&(String, Kind)| matches!(kind, Kind::Deployment(_));
         let deployments: Vec<_> = self.workloads.iter().filter(evicted).cloned().collect();
-        let candidates = if self.chance(60) { deployments } else { self.workloads.clone() };
+        let candidates = if self.chance(75) || is_evicted { deployments } else { self.workloads.clone() };
         candidates[self.random.below(candidates.len() as u64) as usize].clone()
     }
 
     fn ends(&mut self, round: u32, may_end_agent: bool) {
-        if may_end_agent && self.chance(55) {
-            for _ in 0..=self.random.below(2) {
+        if may_end_agent && self.chance(65) {
+            let end = draw(&mut self.random, &mut self.ends, &ENDS);
+            let times = if end == Action::KillAgent { self.between(1, 2) } else { 1 };
+            for _ in 0..times {
                 let at = self.between(2, 50);
-                self.step(round, at, Action::KillAgent);
+                self.step(round, at, end.clone());
             }
-        } else if may_end_agent && self.chance(20) {
-            let at = self.between(2, 40);
-            self.step(round, at, Action::Rollout);
         }
         if self.chance(35) {
             let index = self.random.below(self.workloads.len() as u64) as usize;
@@ -307,27 +347,20 @@ impl Planner {
         }
     }
 
-    /// One at a time, and over before the round is.
-    fn fault(&mut self, round: u32) {
-        if !self.chance(60) {
-            return;
-        }
-        let (begin, lasts) = (self.between(0, 35), self.between(5, 25));
-        let fault = match self.random.below(6) {
-            0 => Fault::Away,
-            1 => Fault::Frozen,
-            2 => Fault::Slow,
-            3 => Fault::Refusing([429, 500, 503][self.random.below(3) as usize]),
-            4 => Fault::LosesAnswers,
-            _ => Fault::EndsWatches,
+    /// One at a time, and over before the round is. Those of evictions are there when one comes.
+    fn fault(&mut self, round: u32, fault: Fault) {
+        let (begin, lasts) = if fault.is_of_evictions() {
+            (self.between(0, 5), self.between(30, 50))
+        } else {
+            (self.between(0, 35), self.between(5, 25))
         };
         self.step(round, begin, Action::Fault(fault));
         self.step(round, begin + lasts, Action::EndFault);
     }
 
     fn come_and_go(&mut self, round: u32, breached: &[String]) {
-        if self.workloads.len() > 3 && self.chance(45) {
-            let index = 1 + self.random.below(self.workloads.len() as u64 - 1) as usize;
+        if self.workloads.len() > STAY + 1 && self.chance(45) {
+            let index = STAY + self.random.below((self.workloads.len() - STAY) as u64) as usize;
             // What breaches goes as well, at any time; what is named in later steps of this round is left alone by them.
             let (name, _) = self.workloads.remove(index);
             let at = if breached.contains(&name) { self.between(15, 50) } else { self.between(0, 50) };

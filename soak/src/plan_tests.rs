@@ -4,6 +4,9 @@ use super::*;
 
 const SEEDS: u64 = 300;
 
+/// Of all actions.
+const WORDS: usize = 22;
+
 fn each_round(minutes: u32, mut look: impl FnMut(u64, &[Step])) {
     for seed in 0..SEEDS {
         for round in plan(seed, minutes).chunk_by(|a, b| a.round == b.round) {
@@ -89,7 +92,7 @@ fn there_are_never_too_many_pods_nor_breaches_nor_a_name_twice() {
             let hosts = pods.values().filter(|kind| **kind == Kind::HostNetwork).count();
             assert!(hosts <= 1, "seed {seed}: {hosts} pods in the node's network");
         }
-        assert!(pods.contains_key("web0"), "seed {seed}: the first workload stays");
+        assert!(pods.contains_key("web0") && pods.contains_key("web1"), "seed {seed}: the first workloads stay");
     }
 }
 
@@ -109,6 +112,37 @@ fn towards_the_end_nothing_ends_the_agent() {
 }
 
 #[test]
+fn an_hour_has_something_of_everything_and_evictions_for_the_faults_of_evictions() {
+    for seed in 0..SEEDS {
+        let plan = plan(seed, 60);
+        let words: BTreeSet<_> = plan.iter().map(|step| step.action.word()).collect();
+        let always = [
+            "API server away",
+            "API server frozen",
+            "API server slow",
+            "API server refusing",
+            "API server's answers lost",
+            "watches ended",
+            "agent killed",
+            "agent rolled out",
+            "breach",
+            "container killed",
+        ];
+        assert!(always.iter().all(|word| words.contains(word)), "seed {seed}: {words:?}");
+        for round in plan.chunk_by(|a, b| a.round == b.round) {
+            let fault = |step: &&Step| matches!(step.action, Action::Fault(fault) if fault.is_of_evictions());
+            let Some(begin) = round.iter().find(fault) else { continue };
+            let end = round.iter().find(|step| step.action == Action::EndFault).expect("its end");
+            let meets = |step: &Step| {
+                let deployment = matches!(&step.action, Action::Breach { name, .. } if name.starts_with("web"));
+                deployment && begin.at < step.at + Duration::from_secs(10) && step.at + Duration::from_secs(10) < end.at
+            };
+            assert!(round.iter().any(meets), "seed {seed}: {round:#?}");
+        }
+    }
+}
+
+#[test]
 fn ten_minutes_of_most_seeds_have_something_of_everything() {
     let mut words: BTreeMap<&str, u64> = BTreeMap::new();
     for seed in 0..SEEDS {
@@ -118,6 +152,6 @@ fn ten_minutes_of_most_seeds_have_something_of_everything() {
         }
     }
     let rare: Vec<_> = words.iter().filter(|(_, plans)| **plans < SEEDS / 10).collect();
-    assert!(rare.is_empty() && words.len() == 22, "{} words; rare ones: {rare:?}", words.len());
+    assert!(rare.is_empty() && words.len() == WORDS, "{} words; rare ones: {rare:?}", words.len());
     assert!(words["breach"] > SEEDS * 95 / 100 && words["agent killed"] > SEEDS * 80 / 100, "{words:?}");
 }

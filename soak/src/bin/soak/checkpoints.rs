@@ -7,9 +7,10 @@ use guard_e2e::eventually;
 use guard_node::agent;
 use guard_soak::{
     evictions::Granted,
-    invariants::{Checkpoint, Pod, Violation},
+    invariants::{Checkpoint, Pod},
     leaks::KEPT,
     reading::{Reading, WORLD},
+    violation::Violation,
 };
 
 use crate::{look, pods, say, steps::Stage};

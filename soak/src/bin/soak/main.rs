@@ -18,8 +18,8 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use guard_node::Node;
 use guard_soak::{
-    invariants::{Soak, Violation},
     plan::{self, Step},
+    violation::{Soak, Violation},
 };
 
 use crate::{report::Report, steps::Stage};

@@ -3,10 +3,7 @@
 use std::{collections::BTreeMap, fmt, fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
-use guard_soak::{
-    invariants::{Compared, Soak},
-    leaks::Held,
-};
+use guard_soak::{invariants::Compared, leaks::Held, violation::Soak};
 
 /// Between these lines of the docs.
 const BEGIN: &str = "<!-- result -->\n";
@@ -27,7 +24,7 @@ pub(crate) struct Report {
 impl Report {
     /// Why nothing follows from it.
     pub(crate) fn proves_nothing(&self) -> Option<String> {
-        let Compared { checkpoints, pods, bytes, warm, .. } = self.compared;
+        let Compared { checkpoints, scrapes, pods, bytes, watched, over_budget, warm, .. } = self.compared;
         let breaches = self.done.get("breach").copied().unwrap_or_default();
         if checkpoints <= self.restless {
             return Some(format!("it came to rest {checkpoints} times, and {} times it did not", self.restless));
@@ -35,10 +32,16 @@ impl Report {
         if pods == 0 || bytes == 0 {
             return Some(format!("{pods} comparisons of pods, {bytes} bytes to the world"));
         }
+        if scrapes == 0 || watched == 0 {
+            return Some(format!("{scrapes} scrapes in mid traffic, {watched} looks at pods that are watched"));
+        }
         if warm == 0 {
             return Some("no agent lived long enough to be looked at for leaks".into());
         }
-        (breaches > 3 && self.evictions == 0).then(|| format!("{breaches} breaches, and nothing was evicted"))
+        if breaches > 3 && self.evictions == 0 {
+            return Some(format!("{breaches} breaches, and nothing was evicted"));
+        }
+        (breaches > 20 && over_budget == 0).then(|| format!("{breaches} breaches, and no budget was ever spent"))
     }
 
     /// Puts it into the docs.
@@ -54,18 +57,21 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Compared { checkpoints, scrapes, pods, bytes, unmetered, lives, warm } = self.compared;
+        let Compared { checkpoints, scrapes, pods, bytes, unmetered, watched, over_budget, lives, warm } =
+            self.compared;
         let steps: Vec<String> = self.done.iter().map(|(word, count)| format!("{word} {count}")).collect();
         writeln!(f, "| | |\n| --- | --- |")?;
         writeln!(f, "| minutes, seed | {:.0}, {} |", self.took.as_secs_f64() / 60.0, self.soak.seed)?;
         writeln!(f, "| steps | {} |", steps.join(", "))?;
         writeln!(f, "| evictions, by the audit log | {} |", self.evictions)?;
+        writeln!(f, "| not evicted, for a budget was spent | {over_budget} |")?;
         writeln!(f, "| agents, one after the other | {lives} |")?;
         writeln!(f, "| checkpoints at rest; not come to rest | {checkpoints}; {} |", self.restless)?;
         writeln!(f, "| scrapes in mid traffic | {scrapes} |")?;
         writeln!(f, "| pods compared with their wires | {pods} |")?;
         writeln!(f, "| bytes to the world, compared | {bytes} |")?;
         writeln!(f, "| of those without a socket (last ACKs, resets) | {unmetered} |")?;
+        writeln!(f, "| looks at pods that are watched for a bypass | {watched} |")?;
         writeln!(f, "| looks at a warm agent | {warm} |")?;
         if let (Some(first), Some(last)) = (self.held.first(), self.held.last()) {
             let most = self.held.iter().map(|held| held.rss).max().unwrap_or_default();

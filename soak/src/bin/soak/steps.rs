@@ -10,9 +10,10 @@ use guard_e2e::{Fault as EvictionFault, Space};
 use guard_node::{Installation, Node, agent};
 use guard_soak::{
     evictions::{Allowed, Deeds, Granted},
-    invariants::{Checker, Soak, Violation},
+    invariants::Checker,
     leaks::{Bounds, Held},
     plan::{Action, Fault, Kind, Step},
+    violation::{Soak, Violation},
 };
 use jiff::Timestamp;
 
@@ -25,7 +26,7 @@ use crate::{
 /// What the soak's configuration allows.
 const ALLOWED: Allowed = Allowed {
     node: 3,
-    workload: 1,
+    workload: 2,
     per: Duration::from_mins(3),
     late: Duration::from_secs(20),
     on_its_way: Duration::from_secs(30),
