@@ -44,27 +44,33 @@ fn open(command: ById, id: u32) -> io::Result<OwnedFd> {
     by_id(command, id).map(|(fd, _)| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn all(next: ById, command: ById) -> io::Result<Vec<OwnedFd>> {
-    let (mut found, mut id) = (vec![], 0);
+/// The next one after an id, and its own id. `None`: there is none.
+fn after(next: ById, command: ById, mut id: u32) -> io::Result<Option<(u32, OwnedFd)>> {
+    let gone = |error: &io::Error| error.raw_os_error() == Some(libc::ENOENT);
     loop {
         match by_id(next, id) {
             Ok((_, after)) => id = after,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(found),
+            Err(error) if gone(&error) => return Ok(None),
             Err(error) => return Err(error),
         }
         match open(command, id) {
-            Ok(fd) => found.push(fd),
-            // Gone between the two calls.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Ok(fd) => return Ok(Some((id, fd))),
+            // Between the two calls.
+            Err(error) if gone(&error) => {}
             Err(error) => return Err(error),
         }
     }
 }
 
+fn any(next: ById, command: ById) -> io::Result<OwnedFd> {
+    after(next, command, 0)?.map(|(_, fd)| fd).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
 /// All links on a cgroup, whoever made them.
 pub fn links_of(cgroup_id: u64) -> Result<Vec<OwnedFd>> {
-    let mut links = vec![];
-    for link in all(ById::LinkNext, ById::LinkOpen).context("links by their ids")? {
+    let (mut links, mut last) = (vec![], 0);
+    while let Some((id, link)) = after(ById::LinkNext, ById::LinkOpen, last).context("links by their ids")? {
+        last = id;
         // Links of other kinds say something else in that place; none of them is about this cgroup.
         if sys::link_cgroup(link.as_fd())? == Some(cgroup_id) {
             links.push(link);
@@ -73,14 +79,14 @@ pub fn links_of(cgroup_id: u64) -> Result<Vec<OwnedFd>> {
     Ok(links)
 }
 
-/// Opens the first link that there is, whatever it is.
+/// Opens a link, whatever it is.
 pub fn any_link() -> io::Result<OwnedFd> {
-    open(ById::LinkOpen, by_id(ById::LinkNext, 0)?.1)
+    any(ById::LinkNext, ById::LinkOpen)
 }
 
-/// Opens the first map that there is.
+/// Opens a map.
 pub fn any_map() -> io::Result<OwnedFd> {
-    open(ById::MapOpen, by_id(ById::MapNext, 0)?.1)
+    any(ById::MapNext, ById::MapOpen)
 }
 
 /// Opens a pin.

@@ -43,8 +43,8 @@ const HELD: u64 = 23_000;
 /// As long as a containment outlives its agent.
 const LAPSE: Duration = Duration::from_secs(10);
 
-/// An eviction takes some twenty requests, those about Events among them.
-const REQUESTS: u64 = 20;
+/// An eviction takes so many requests at least, those about Events among them.
+const REQUESTS: u64 = 16;
 
 fn stream(rate: u64) -> String {
     format!("udp:{WORLD}:9100,1000,{rate}")
@@ -184,21 +184,23 @@ async fn an_agent_that_is_killed_at_any_step_of_an_eviction() -> Result<()> {
     let node = Node::shared().await?;
     let agent = node.install(&Installation::of("evict", CONFIG)).await?;
     let space = node.space().await?;
-    let mut taken = vec![];
+    let (mut taken, count) = (vec![], points.len());
     for (index, point) in points.into_iter().enumerate() {
+        // Where it was to be killed may be behind its last request.
         let already = killed_at(&node, agent, &space, &format!("web-{index}"), point)
             .await
             .with_context(|| format!("at {point:?}: EGRESS_GUARD_SEED={seed} repeats it"))?;
-        taken.push(already);
+        taken.extend(already);
         fresh_agent(&node, agent).await?;
     }
-    ensure!(taken.len() < 2 || taken.contains(&false), "none was killed before its eviction was carried out");
-    ensure!(taken.len() < 2 || taken.contains(&true), "none was killed after its eviction was carried out");
+    ensure!(count < 2 || taken.contains(&false), "none was killed before its eviction was carried out: {taken:?}");
+    ensure!(count < 2 || taken.contains(&true), "none was killed after its eviction was carried out: {taken:?}");
     node.leave(space).await
 }
 
-/// Returns whether the eviction had been carried out when the agent was killed.
-async fn killed_at(node: &Node, agent: Agent<'_>, space: &Space, app: &str, point: Point) -> Result<bool> {
+/// Returns whether the eviction had been carried out when the agent was killed. `None`: it was not killed at that point, but
+/// after everything.
+async fn killed_at(node: &Node, agent: Agent<'_>, space: &Space, app: &str, point: Point) -> Result<Option<bool>> {
     let breacher = one(node, space, app).await?;
     let before = evictions(node, space)?;
     let done = || evictions(node, space).is_ok_and(|now| now.len() > before.len());
@@ -224,7 +226,7 @@ async fn killed_at(node: &Node, agent: Agent<'_>, space: &Space, app: &str, poin
     node.pods_api.heal();
     replaced_once(node, space, app, &breacher, &before).await?;
     agent.ready().await?;
-    Ok(already)
+    Ok(stopped.then_some(already))
 }
 
 /// Ends the agent as nothing else does.

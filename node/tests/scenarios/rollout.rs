@@ -1,5 +1,7 @@
 //! The agent is replaced in mid traffic: an upgrade from an older layout, and then by itself.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use guard_e2e::eventually;
 use guard_node::{
@@ -33,19 +35,28 @@ async fn an_agent_is_rolled_out_in_mid_traffic_and_no_byte_is_lost_or_counted_tw
     let layouts = pins()?;
     ensure!(layouts.split_whitespace().any(|name| name == "v1"), "the older agent has pinned {layouts}");
     steady.send(&stream())?;
+    tokio::time::sleep(Duration::from_secs(10)).await;
 
-    // The upgrade. What the older one had counted is not the new one's: it begins anew, says so, and counts nothing twice.
+    // The upgrade. What the older one had counted is not the new one's: it begins anew, says so, counts nothing twice, and
+    // all that is sent from then on.
     let old = agent.pod().await?;
-    let sent_before = steady.sent()?.datagrams();
+    let before = steady.sent()?.datagrams().bytes;
+    ensure!(before > RATE, "{before} bytes prove nothing");
     node.apply(&Installation::of("observe", CONFIG).render()?)?;
     another(agent, &old).await?;
+    let ready = steady.sent()?.datagrams().bytes;
     agent.says(&["all totals start from nothing"]).await?;
     agent.named(&steady.pod, "main").await?;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     let layouts = pins()?;
     ensure!(!layouts.split_whitespace().any(|name| name == "v1"), "pins of the older layout are left: {layouts}");
     let begun = at_rest(agent, &steady).await?;
-    let since = begun.sent.bytes - sent_before.bytes;
-    ensure!((1..=since).contains(&begun.counted.bytes), "{begun:?}: {since} bytes were sent since the upgrade began");
+    let [most, least] = [before, ready].map(|earlier| begun.sent.bytes - earlier);
+    ensure!(least > 0, "nothing was sent to the new agent");
+    ensure!(
+        (least..=most).contains(&begun.counted.bytes),
+        "{begun:?}: {most} bytes were sent since the upgrade began, {least} since the new agent was Ready"
+    );
 
     // By itself, twice, in mid traffic.
     for _ in 0..2 {
