@@ -14,12 +14,12 @@ use guard_cluster::connect::{Clients, Identity};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
     time,
 };
 use tracing::{error, info, warn};
 
 use crate::{
+    alerts::Alerts,
     breaches::Breaches,
     config::{Config, ConfigError},
     core::fleet::{Ruling, Switch},
@@ -43,7 +43,7 @@ use crate::{
     reload::Reload,
     snapshot::Snapshot,
     watching::{self, Watching},
-    webhook::{Endpoint, Webhook},
+    webhook::Webhook,
 };
 
 /// The time between two walks of the tree, which repair what was lost.
@@ -242,43 +242,6 @@ struct Life {
     fleet: Fleet,
     /// Who was said last to engage the kill switch for the cluster, by this agent.
     engaged_by: Option<String>,
-}
-
-/// Sends alerts to where the configuration says.
-struct Alerts {
-    webhook: Webhook,
-    to: Option<String>,
-    sender: Option<JoinHandle<()>>,
-}
-
-impl Alerts {
-    fn new(webhook: Webhook) -> Self {
-        Self { webhook, to: None, sender: None }
-    }
-
-    /// Goes on with another receiver, or none; the webhook for whoever has something to send.
-    fn send_to(&mut self, to: Option<String>) -> Option<Webhook> {
-        if to != self.to {
-            if let Some(sender) = self.sender.take() {
-                sender.abort();
-            }
-            self.to.clone_from(&to);
-            self.sender = to.and_then(|to| match to.parse::<Endpoint>() {
-                Ok(endpoint) => {
-                    let webhook = self.webhook.clone();
-                    Some(tokio::spawn(async move {
-                        let Err(error) = webhook.run(&endpoint).await;
-                        error!("alerts.webhook {endpoint} gets no alerts: {error}");
-                    }))
-                }
-                Err(error) => {
-                    error!("alerts.webhook gets no alerts: {error}");
-                    None
-                }
-            });
-        }
-        self.sender.is_some().then(|| self.webhook.clone())
-    }
 }
 
 impl Life {

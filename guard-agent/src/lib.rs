@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+mod alerts;
 pub mod audit;
 pub mod breaches;
 pub mod check_config;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::identity::Identity;
 
 fn owner(cgroup_id: u64, name: &str, extra: bool) -> Owner {
     let labels = Labels { container: name.into(), ..Labels::default() };

@@ -1,5 +1,7 @@
 //! What pods send past their meters: their interfaces, as the node sees them, against what is metered.
 
+mod unit;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
@@ -7,18 +9,19 @@ use std::{
 };
 
 use guard_common::Totals;
-use tracing::{debug, info, warn};
+use tracing::warn;
 
+use self::unit::{State, Unit, Unwatched};
 use super::Guard;
 use crate::{
     clock,
     core::{
         breach::ContainerId,
-        bypass::{Gap, Incomparable, Reading, Uplink},
+        bypass::Uplink,
         identity::{self, Labels},
         ledger::Owner,
     },
-    node::uplinks::{Link, Netns, Place, Uplinks},
+    node::uplinks::{Place, Uplinks},
     snapshot::Bypassed,
 };
 
@@ -34,47 +37,6 @@ const UNMETERED: u64 = 40_000_000_000;
 
 /// A pod, by its UID; what is in no pod, by its cgroup's path.
 type Key = Arc<str>;
-
-/// Why a pod's interface is not compared with its meters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Unwatched {
-    /// Nobody has looked at it yet, or it has no process.
-    New,
-    /// The agent cannot see the pods' processes.
-    Unseen,
-    /// It has the node's network.
-    HostNetwork,
-    /// No interface of the node leads to it.
-    NoUplink,
-    /// It shares its interface with others.
-    Shared,
-    /// A container of it has no meter.
-    Unmetered,
-    /// What it receives comes in past its interface, so nobody knows what its kernel answers to.
-    Past,
-}
-
-/// What a unit's interfaces are.
-#[derive(Debug)]
-enum State {
-    Not(Unwatched),
-    Watched { netns: Netns, links: Vec<(i32, String)>, gap: Option<Gap> },
-}
-
-/// What shares an interface: a pod, or a cgroup outside of any.
-#[derive(Debug)]
-struct Unit {
-    labels: Labels,
-    /// When it appeared.
-    since: u64,
-    state: State,
-    /// What was told, in bytes; `None`: it was never watched.
-    bytes: Option<u64>,
-    /// The cgroups that are there, by id, with their paths.
-    attached: BTreeMap<u64, String>,
-    /// What each of its meters said at the last reading, and whether its owner was gone.
-    meters: HashMap<u64, (Totals, bool)>,
-}
 
 /// What is known of the pods' interfaces.
 #[derive(Debug)]
@@ -95,61 +57,6 @@ pub(super) struct Bypass {
 pub(super) struct Interfaces {
     before: u64,
     counted: HashMap<String, Uplink>,
-}
-
-impl Unwatched {
-    const fn said(self) -> &'static str {
-        match self {
-            Self::New => "it has no process yet",
-            Self::Unseen => "the agent does not see its processes",
-            Self::HostNetwork => "it has the node's network",
-            Self::NoUplink => {
-                "no interface of the node leads to it alone (macvlan, ipvlan, SR-IOV, a nested namespace)"
-            }
-            Self::Shared => "it shares its network with others",
-            Self::Past => "what it receives does not come by its interface (eBPF host routing)",
-            Self::Unmetered => "not all of its containers have a meter",
-        }
-    }
-}
-
-impl Unit {
-    fn new(labels: Labels, since: u64) -> Self {
-        let state = State::Not(Unwatched::New);
-        Self { labels, since, state, bytes: None, attached: BTreeMap::new(), meters: HashMap::new() }
-    }
-
-    /// Whether it stays unwatched, for as long as it is there.
-    fn is_past(&self) -> bool {
-        matches!(self.state, State::Not(Unwatched::Past))
-    }
-
-    /// Leaves a unit unwatched; said once, of a pod.
-    fn leave(&mut self, why: Unwatched) {
-        if matches!(&self.state, State::Not(before) if *before == why) {
-            return;
-        }
-        let of = &self.labels;
-        match why {
-            Unwatched::New | Unwatched::Unseen => {}
-            _ if of.pod.is_empty() => debug!(%of, "what passes by its meter is not watched: {}", why.said()),
-            _ => info!(%of, "what passes by its meters is not watched: {}", why.said()),
-        }
-        self.state = State::Not(why);
-    }
-
-    /// What its meters moved by since the last reading. `None`: some of that is lost.
-    fn moved(&mut self, now: &HashMap<u64, (Totals, bool)>) -> Option<Totals> {
-        // The slot of one that is gone goes to another some time; before that all of it was read.
-        let lost = self.meters.iter().any(|(id, (_, gone))| !gone && !now.contains_key(id));
-        let since = |(id, (totals, _)): (&u64, &(Totals, bool))| match self.meters.get(id) {
-            Some((before, _)) => *totals - *before,
-            None => *totals,
-        };
-        let moved = now.iter().map(since).fold(Totals::default(), |a, b| a + b);
-        self.meters.clone_from(now);
-        (!lost).then_some(moved)
-    }
 }
 
 impl Bypass {
@@ -301,62 +208,6 @@ impl Bypass {
             }
         }
         Ok(())
-    }
-}
-
-impl Unit {
-    /// Its place is known now.
-    fn settle(&mut self, place: Place, shared: bool, links: &[Link]) {
-        match place {
-            Place::Nowhere => self.leave(Unwatched::New),
-            Place::Unseen => self.leave(Unwatched::Unseen),
-            Place::Node => self.leave(Unwatched::HostNetwork),
-            Place::Apart => self.leave(Unwatched::NoUplink),
-            Place::In(_) if shared => self.leave(Unwatched::Shared),
-            Place::In(_) if matches!(self.state, State::Watched { .. }) => {}
-            Place::In(netns) => {
-                let own = links.iter().filter(|link| link.peer == netns);
-                let links: Vec<_> = own.map(|link| (link.index, link.name.clone())).collect();
-                if links.is_empty() {
-                    self.leave(Unwatched::NoUplink);
-                } else {
-                    debug!(of = %self.labels, ?links, "what passes by its meters is watched");
-                    self.state = State::Watched { netns, links, gap: None };
-                    self.bytes.get_or_insert(0);
-                }
-            }
-        }
-    }
-
-    /// Compares. `Some`: so many bytes have passed by.
-    fn take(&mut self, read: &Interfaces, at: u64, now: &HashMap<u64, (Totals, bool)>) -> Option<u64> {
-        let moved = self.moved(now);
-        let State::Watched { links, gap, .. } = &mut self.state else { return None };
-        let mut uplink = Uplink::default();
-        for (_, name) in links {
-            let Some(counted) = read.counted.get(name) else {
-                // It ends, or its interface has another name now.
-                self.state = State::Not(Unwatched::New);
-                return None;
-            };
-            uplink += *counted;
-        }
-        let skew = at.saturating_sub(read.before);
-        let reading = Reading { at, skew, uplink, moved: moved.unwrap_or_default() };
-        let Some(gap) = gap.as_mut().filter(|_| moved.is_some()) else {
-            *gap = Some(Gap::new(&reading));
-            return None;
-        };
-        let bytes = match gap.take(&reading) {
-            Ok(0) | Err(Incomparable::Another) => return None,
-            Ok(bytes) => bytes,
-            Err(Incomparable::Past) => {
-                self.leave(Unwatched::Past);
-                return None;
-            }
-        };
-        *self.bytes.get_or_insert(0) += bytes;
-        Some(bytes)
     }
 }
 

@@ -1,7 +1,10 @@
 use std::path::Path;
 
 use super::*;
-use crate::core::bypass::Frames;
+use crate::{
+    core::bypass::{Frames, Gap, Reading},
+    node::uplinks::Netns,
+};
 
 const S: u64 = 1_000_000_000;
 const PATH: &str = "system.slice/web.service";
