@@ -72,6 +72,21 @@ fn frames_past_the_ip_stack_are_found_to_within_what_is_forgiven() -> Result<()>
 }
 
 #[test]
+fn what_left_for_a_cgroup_outside_the_pods_is_found() -> Result<()> {
+    let (world, _node) = World::uplinked(|_, setup| setup.configure(CONFIG))?;
+    let (container, _idle) = watched(&world)?;
+    // The first reading forgives what may have been sent while it was taken.
+    assert_told(&world, 0, 0)?;
+    let _sink = world.sink()?;
+    let outside = world.pods.service("outside")?;
+    let sent = world.send(&outside, 1000, 20_000)?;
+    assert_told(&world, sent.bytes, SLACK + 30 * NOISE)?;
+    let metered = world.read(&[&container])?.metered.tx;
+    ensure!(metered.bytes == 0, "{metered:?}");
+    Ok(())
+}
+
+#[test]
 fn ordinary_traffic_is_never_taken_for_it() -> Result<()> {
     let (world, _node) = World::uplinked(|_, setup| setup.configure(CONFIG))?;
     let (container, _idle) = watched(&world)?;
