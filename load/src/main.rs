@@ -7,6 +7,8 @@
 //! load send TO,SIZE,RATE,SECONDS                  sends and ends
 //! load get IP:PORT/PATH                           prints the answer, fails unless it is 200
 //! load nest NAME ARGUMENTS...                     goes on with ARGUMENTS in a cgroup of this name beneath its own
+//! load enter FOLDER ARGUMENTS...                  goes on with ARGUMENTS in this cgroup
+//! load churn COUNT TO,SIZE,RATE,SECONDS           makes so many pods' cgroups, has a process of its own send in each, and removes it
 //! load world                                      takes everything that comes: UDP 9100, TCP 9101, HTTP 80
 //! ```
 //!
@@ -23,8 +25,10 @@ mod stream;
 
 use std::{
     fs,
+    io::ErrorKind,
     net::{TcpListener, UdpSocket},
     path::Path,
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -56,6 +60,8 @@ fn run(arguments: &[&str]) -> Result<()> {
             Ok(())
         }
         ["nest", name, rest @ ..] => nest(name).and_then(|()| run(rest)),
+        ["enter", folder, rest @ ..] => enter(Path::new(folder)).and_then(|()| run(rest)),
+        ["churn", count, order] => churn(count.parse()?, order),
         ["world"] => world(),
         _ => bail!("no such arguments: {arguments:?}"),
     }
@@ -138,7 +144,33 @@ fn nest(name: &str) -> Result<()> {
     let own = own.lines().find_map(|line| line.strip_prefix("0::/")).context("no cgroup v2")?;
     let cgroup = Path::new("/sys/fs/cgroup").join(own).join(name);
     fs::create_dir_all(&cgroup).with_context(|| format!("make {}", cgroup.display()))?;
+    enter(&cgroup)
+}
+
+fn enter(cgroup: &Path) -> Result<()> {
     fs::write(cgroup.join("cgroup.procs"), "0").with_context(|| format!("enter {}", cgroup.display()))
+}
+
+/// Cgroups as a runtime makes them under systemd, one after the other, of pods that the kubelet does not know: it may end
+/// their processes, and remove them, at any time. Prints how many have sent all that they were to, and how many cgroups
+/// are left.
+fn churn(count: u32, order: &str) -> Result<()> {
+    let (mut sent, mut left) = (0, 0);
+    for number in 1..=count {
+        let pod = format!("kubepods-besteffort-pod{number:08x}_5eed_5eed_5eed_000000000000.slice");
+        let pod = Path::new("/sys/fs/cgroup/kubepods.slice/kubepods-besteffort.slice").join(pod);
+        let scope = pod.join(format!("cri-containerd-{number:064x}.scope"));
+        fs::create_dir_all(&scope).with_context(|| format!("make {}", scope.display()))?;
+        let mut sender = Command::new("/proc/self/exe");
+        let ended = sender.arg("enter").arg(&scope).args(["send", order]).stdout(Stdio::null()).status()?;
+        sent += u32::from(ended.success());
+        for folder in [&scope, &pod] {
+            let removed = fs::remove_dir(folder);
+            left += u32::from(removed.is_err_and(|error| error.kind() != ErrorKind::NotFound));
+        }
+    }
+    println!("{sent} {left}");
+    Ok(())
 }
 
 fn world() -> Result<()> {

@@ -3,10 +3,11 @@
 
 use std::{
     env,
+    fmt::Write as _,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use guard_e2e::{Side, Space, eventually};
 use guard_node::{
     Agent, Clock, Installation, Load, Node, SOON, WORLD, Wire, load,
@@ -98,16 +99,29 @@ async fn restarted(unit: &str) -> Result<()> {
     let agent = node.install(&Installation::of("evict", &CONFIG.replace("after: 5s", "after: 40s"))).await?;
     let space = node.space().await?;
     let breacher = one(&node, &space, "web").await?;
-    breacher.send(&stream(ATTACK))?;
-    agent.says(&["\"contained", &breacher.pod.name_any()]).await?;
+    let clock = Clock::of(&node)?;
+    let began = breacher.send(&stream(ATTACK))?;
+    let contained = contained_at(agent, &breacher).await?;
     let held = rate(&node, &breacher).await?;
     ensure!(held < HELD, "{held} bytes/s: it is not held");
     node.run(&format!("systemctl restart {unit}"))?;
     let restarted = Timestamp::now();
-    let evicted = stages::eviction_of(&node.plane, &breacher.pod).await?;
-    ensure!(evicted > restarted, "it was evicted before {unit} was restarted");
+    let accepted = stages::eviction_of(&node.plane, &breacher.pod).await?;
+    ensure!(accepted > restarted, "it was evicted before {unit} was restarted");
+    let replaced = stages::replacement(&space, "web", &[&breacher.pod]).await?;
     replaced_once(&node, &space, "web", &breacher, &[]).await?;
+    let mut stages = Stages::since(clock.on_host(began)?);
+    stages.reached("contained", clock.on_host(contained)?);
+    stages.reached(&format!("{unit} restarted"), restarted);
+    stages.reached("eviction accepted", accepted);
+    stages.reached("replacement Ready", replaced.ready);
+    stages.tell(unit)?;
     node.leave(space).await
+}
+
+/// When the agent said that it holds a pod, by the guest's clock.
+pub(crate) async fn contained_at(agent: Agent<'_>, breacher: &Load<'_>) -> Result<Timestamp> {
+    stages::logged_at(&agent.says(&["\"contained", &breacher.pod.name_any()]).await?)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,7 +153,7 @@ async fn an_api_server_that_is_away_for_five_minutes_in_a_breach() -> Result<()>
     let accepted = stages::eviction_of(&node.plane, &breacher.pod).await?;
     stages::replacement(&space, "web", &[&breacher.pod]).await?;
     let replaced = Timestamp::now();
-    let contained = stages::logged_at(&agent.says(&["\"contained", &breacher.pod.name_any()]).await?)?;
+    let contained = contained_at(agent, &breacher).await?;
     replaced_once(&node, &space, "web", &breacher, &[]).await?;
     let mut stages = Stages::since(clock.on_host(began)?);
     stages.reached("contained", clock.on_host(contained)?);
@@ -185,27 +199,56 @@ async fn an_agent_that_is_killed_at_any_step_of_an_eviction() -> Result<()> {
     let agent = node.install(&Installation::of("evict", CONFIG)).await?;
     let space = node.space().await?;
     let (mut taken, count) = (vec![], points.len());
+    let mut table =
+        format!("| agent killed (seed {seed}) | seconds | evicted by then | eviction accepted | replacement Ready |\n");
+    table.push_str("| --- | --- | --- | --- | --- |\n");
     for (index, point) in points.into_iter().enumerate() {
-        // Where it was to be killed may be behind its last request.
-        let already = killed_at(&node, agent, &space, &format!("web-{index}"), point)
+        let killed = killed_at(&node, agent, &space, &format!("web-{index}"), point)
             .await
             .with_context(|| format!("at {point:?}: EGRESS_GUARD_SEED={seed} repeats it"))?;
-        taken.extend(already);
+        taken.extend(killed.reached.then_some(killed.already));
+        killed.tell(point, &mut table)?;
         fresh_agent(&node, agent).await?;
     }
     ensure!(count < 2 || taken.contains(&false), "none was killed before its eviction was carried out: {taken:?}");
     ensure!(count < 2 || taken.contains(&true), "none was killed after its eviction was carried out: {taken:?}");
+    stages::document("killed", &table)?;
     node.leave(space).await
 }
 
-/// Returns whether the eviction had been carried out when the agent was killed. `None`: it was not killed at that point, but
-/// after everything.
-async fn killed_at(node: &Node, agent: Agent<'_>, space: &Space, app: &str, point: Point) -> Result<Option<bool>> {
+/// What came of an agent that was killed.
+#[derive(Debug)]
+struct Killed {
+    /// At its point, and not after everything.
+    reached: bool,
+    /// The eviction had been carried out.
+    already: bool,
+    /// Of the agent's end, the eviction and the replacement, since the first byte.
+    stages: Stages,
+}
+
+impl Killed {
+    fn tell(&self, Point { requests, side }: Point, table: &mut String) -> Result<()> {
+        let side = match side {
+            Side::Before => "before",
+            Side::After => "after",
+        };
+        let place = if self.reached { format!("{side} request {requests}") } else { "after everything".into() };
+        let seconds: Vec<_> = self.stages.all()?.iter().map(|(_, took)| format!("{:.1}", took.as_secs_f64())).collect();
+        let [killed, accepted, replaced] = &seconds[..] else { bail!("{seconds:?}") };
+        let already = if self.already { "yes" } else { "no" };
+        writeln!(table, "| {place} | {killed} | {already} | {accepted} | {replaced} |")?;
+        Ok(())
+    }
+}
+
+async fn killed_at(node: &Node, agent: Agent<'_>, space: &Space, app: &str, point: Point) -> Result<Killed> {
     let breacher = one(node, space, app).await?;
     let before = evictions(node, space)?;
     let done = || evictions(node, space).is_ok_and(|now| now.len() > before.len());
+    let clock = Clock::of(node)?;
     node.pods_api.stop_after(point.requests, point.side);
-    breacher.send(&stream(ATTACK))?;
+    let mut stages = Stages::since(clock.on_host(breacher.send(&stream(ATTACK))?)?);
     // Fewer requests than that: the eviction is over, and so is what the agent says of it.
     let (begun, mut over_since) = (Instant::now(), None);
     while !node.pods_api.is_stopped() {
@@ -218,15 +261,17 @@ async fn killed_at(node: &Node, agent: Agent<'_>, space: &Space, app: &str, poin
         ensure!(begun.elapsed() < SOON, "it is neither evicted nor does the agent ask");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let (stopped, already) = (node.pods_api.is_stopped(), done());
+    let (reached, already) = (node.pods_api.is_stopped(), done());
     node.run(KILL)?;
-    eprintln!("killed at {point:?}, {}, evicted already: {already}", if stopped { "reached" } else { "not reached" });
+    stages.reached("killed", Timestamp::now());
     // What the agent had asked for and waits still goes with its connections.
     tokio::time::sleep(Duration::from_secs(3)).await;
     node.pods_api.heal();
+    stages.reached("accepted", stages::eviction_of(&node.plane, &breacher.pod).await?);
+    stages.reached("replaced", stages::replacement(space, app, &[&breacher.pod]).await?.ready);
     replaced_once(node, space, app, &breacher, &before).await?;
     agent.ready().await?;
-    Ok(stopped.then_some(already))
+    Ok(Killed { reached, already, stages })
 }
 
 /// Ends the agent as nothing else does.
@@ -251,14 +296,17 @@ async fn an_agent_that_is_dead_lets_go() -> Result<()> {
     let agent = node.install(&Installation::of("evict", &CONFIG.replace("after: 5s", "after: 1h"))).await?;
     let space = node.space().await?;
     let breacher = one(&node, &space, "web").await?;
-    breacher.send(&stream(ATTACK))?;
-    agent.says(&["\"contained", &breacher.pod.name_any()]).await?;
+    let clock = Clock::of(&node)?;
+    let mut stages = Stages::since(clock.on_host(breacher.send(&stream(ATTACK))?)?);
+    stages.reached("contained", clock.on_host(contained_at(agent, &breacher).await?)?);
     let held = rate(&node, &breacher).await?;
     ensure!(held < HELD, "{held} bytes/s: it is not held");
     // Nobody starts it again.
     node.run(&format!("systemctl stop kubelet && {KILL}"))?;
+    stages.reached("agent killed", Timestamp::now());
     tokio::time::sleep(LAPSE + Duration::from_secs(1)).await;
     let free = rate(&node, &breacher).await?;
+    stages.reached("seen to send as it likes", Timestamp::now());
     node.run("systemctl start kubelet")?;
     ensure!(free > ATTACK / 2, "{free} bytes/s of {ATTACK}: held by nobody, for longer than its deadline");
     // The agent that comes back finds it at it, and holds it again.
@@ -267,6 +315,8 @@ async fn an_agent_that_is_dead_lets_go() -> Result<()> {
         Ok(())
     })
     .await?;
+    stages.reached("held again, by the next agent", Timestamp::now());
+    stages.tell("dead")?;
     ensure!(evictions(&node, &space)? == [] as [String; 0], "it was evicted");
     node.leave(space).await
 }

@@ -6,15 +6,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use guard_e2e::eventually;
 use guard_node::{
-    Agent, Installation, Load, Node, SOON, WORLD, Wire,
+    Agent, Clock, Installation, Load, Node, SOON, WORLD, Wire,
     agent::{self, external},
     load,
+    stages::{self, Stages},
 };
 use guard_tests::net::Wire as Counted;
+use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::ResourceExt as _;
 
-use crate::{kill_switch::rate, rollout::another};
+use crate::{faults::contained_at, kill_switch::rate, rollout::another};
 
 const OBSERVE: &str = "mode: observe\n";
 
@@ -61,21 +63,6 @@ async fn counted(agent: Agent<'_>, bare: &Load<'_>) -> Result<Counted> {
     Ok(external(&agent.metrics().await?, &bare.pod, "main"))
 }
 
-/// Cgroups of pods that the kubelet does not know, as a runtime makes them: in each a process that sends, and ends.
-const CHURN: &str = "
-cd /sys/fs/cgroup/kubepods.slice/kubepods-besteffort.slice
-sent=0
-for index in $(seq 200); do
-    pod=kubepods-besteffort-pod$(printf '%08x' $index)_5eed_5eed_5eed_000000000000.slice
-    scope=$pod/cri-containerd-$(printf '%064x' $index).scope
-    mkdir -p $scope
-    sh -c 'echo $$ >'$scope'/cgroup.procs && exec /run/node/load send udp:WORLD:9100,100,100000,0.02' >/dev/null 2>&1 &&
-        sent=$((sent + 1))
-    rmdir $scope && rmdir $pod
-done 2>/dev/null
-echo $sent $(ls -d kubepods-besteffort-pod*_5eed_5eed_5eed_000000000000.slice 2>/dev/null | wc -l)
-";
-
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_pods_come_and_go_in_a_minute() -> Result<()> {
     let node = Node::shared().await?;
@@ -95,7 +82,7 @@ async fn two_hundred_pods_come_and_go_in_a_minute() -> Result<()> {
     let (wire_before, before, bare_before) = (world.read()?, figures().await?, counted(agent, &bare).await?);
     bare.send(&stream(20_000))?;
     let began = Instant::now();
-    let left = node.shell(&CHURN.replace("WORLD", WORLD), Duration::from_mins(5))?;
+    let left = node.shell(&format!("/run/node/load churn 200 udp:{WORLD}:9100,100,100000,0.02"), Duration::from_mins(5))?;
     let took = began.elapsed();
     bare.stop()?;
     let (sent, left) = left.text.trim().split_once(' ').with_context(|| format!("it says {}", left.text))?;
@@ -136,6 +123,7 @@ policies:
     let agent = node.install(&Installation::of("contain", config)).await?;
     let space = node.space().await?;
     let bare = bare(&node, &space).await?;
+    let clock = Clock::of(&node)?;
     let failures = async || agent.series("egress_guard_state_failures_total").await;
     let (before, restarts) = (failures().await?, restarts(&agent.pod().await?));
     // A kubelet would evict pods for it. It is the agent that is looked at.
@@ -153,18 +141,25 @@ dd if=/dev/zero of=/var/fill2 bs=512 2>/dev/null
             Ok(())
         })
         .await?;
-        bare.send(&stream(ATTACK))?;
+        let began = bare.send(&stream(ATTACK))?;
         tokio::time::sleep(Duration::from_secs(5)).await;
         let held = rate(&node, &bare).await?;
         bare.stop()?;
         ensure!(held < ATTACK / 2, "{held} bytes/s: it is not held");
-        anyhow::Ok(())
+        anyhow::Ok((began, Timestamp::now()))
     }
     .await;
     node.run("rm -f /var/fill /var/fill2; systemctl start kubelet")?;
-    full?;
+    let (began, seen) = full?;
+    let room = Timestamp::now();
     node.ready().await?;
-    agent.says(&["the state file is written again"]).await?;
+    let written = stages::logged_at(&agent.says(&["the state file is written again"]).await?)?;
+    let mut stages = Stages::since(clock.on_host(began)?);
+    stages.reached("contained", clock.on_host(contained_at(agent, &bare).await?)?);
+    stages.reached("seen to be held, with the disk full", seen);
+    stages.reached("room again", room);
+    stages.reached("state file written again", clock.on_host(written)?);
+    stages.tell("disk")?;
     ensure!(restarts == self::restarts(&agent.pod().await?), "the agent was restarted");
     node.leave(space).await
 }
@@ -230,15 +225,19 @@ policies:
         node.run(&script).map(drop).with_context(|| format!("step by {seconds} s"))
     };
     let held = async || anyhow::Ok(agent.listed(&web.pod, "main").await?.standing.contained);
-    for seconds in [3600, -3600] {
-        let began = Instant::now();
+    for (seconds, table) in [(3600, "clock-forward"), (-3600, "clock-back")] {
+        // By the host's clock, which nobody steps.
+        let began = Timestamp::now();
+        let mut stages = Stages::since(began);
         web.send(&stream(ATTACK))?;
         eventually("it is held", SOON, async || {
             ensure!(held().await?);
             Ok(())
         })
         .await?;
+        stages.reached("seen to be held", Timestamp::now());
         step(seconds)?;
+        stages.reached("clock stepped", Timestamp::now());
         let rate = rate(&node, &web).await?;
         ensure!(rate < ATTACK / 2, "{rate} bytes/s after a step by {seconds} s: it is not held any more");
         web.stop()?;
@@ -248,8 +247,11 @@ policies:
             Ok(())
         })
         .await?;
-        let lasted = began.elapsed();
+        let released = Timestamp::now();
+        stages.reached("released, at the end of `for: 1m`", released);
+        let lasted = released.duration_since(began);
         ensure!((55..150).contains(&lasted.as_secs()), "it was held for {lasted:?}");
+        stages.tell(table)?;
         counts_while(agent, &web, || step(-seconds)).await?;
     }
     let asked =
