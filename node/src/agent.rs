@@ -76,7 +76,7 @@ impl Node {
         Agent { node: self }
     }
 
-    /// The pods of the agent, and the ends of their logs: what to tell if one does not come up.
+    /// The pods of the agent, and the ends of their logs and of the kubelet's: what to tell if one does not come up.
     pub fn describe_agent(&self) -> String {
         let seen = ["describe", "logs"].map(|verb| {
             let selector = format!("app.kubernetes.io/name={NAME}");
@@ -84,7 +84,8 @@ impl Node {
             self.kubectl(&[&more[..], &["-n", NAME, "-l", &selector]].concat())
                 .unwrap_or_else(|error| format!("{error:#}"))
         });
-        seen.join("\n")
+        let kubelet = self.run("journalctl --unit kubelet --no-pager --output cat --lines 60 | cut -c 1-300");
+        format!("{}\n{}", seen.join("\n"), kubelet.unwrap_or_else(|error| format!("{error:#}")))
     }
 }
 

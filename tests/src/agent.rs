@@ -139,8 +139,13 @@ impl Setup {
 
     /// Starts it and waits until it is ready.
     pub fn start(&self) -> Result<Agent> {
+        self.start_within(Duration::from_secs(20))
+    }
+
+    /// As [`Self::start`], with more or less patience.
+    pub fn start_within(&self, patience: Duration) -> Result<Agent> {
         let mut agent = self.spawn()?;
-        eventually("the agent is ready", Duration::from_secs(20), || {
+        eventually("the agent is ready", patience, || {
             if let Some(status) = agent.child.try_wait()? {
                 bail!("the agent ended with {status}: {}", agent.log()?);
             }

@@ -82,7 +82,8 @@ async fn two_hundred_pods_come_and_go_in_a_minute() -> Result<()> {
     let (wire_before, before, bare_before) = (world.read()?, figures().await?, counted(agent, &bare).await?);
     bare.send(&stream(20_000))?;
     let began = Instant::now();
-    let left = node.shell(&format!("/run/node/load churn 200 udp:{WORLD}:9100,100,100000,0.02"), Duration::from_mins(5))?;
+    let left =
+        node.shell(&format!("/run/node/load churn 200 udp:{WORLD}:9100,100,100000,0.02"), Duration::from_mins(5))?;
     let took = began.elapsed();
     bare.stop()?;
     let (sent, left) = left.text.trim().split_once(' ').with_context(|| format!("it says {}", left.text))?;
