@@ -26,8 +26,11 @@ pub struct Allowed {
     /// The agent enters an eviction when it decides; the request comes later. Two may be closer to each other by that much
     /// than what the agent knows.
     pub late: Duration,
-    /// From the engaging of the kill switch on, until an eviction that was on its way has come.
+    /// From the engaging of the kill switch on, or from a breach's end, until an eviction that was on its way has come.
     pub on_its_way: Duration,
+    /// From when a pod is told to send what is normal again, until its breach is over: what its containment held back is in
+    /// its sockets' buffers, and it is held for so long at the most.
+    pub lasts: Duration,
 }
 
 /// What is wrong with an eviction.
@@ -65,6 +68,14 @@ pub enum Wrong {
     /// Of a pod that was well.
     #[error("the pod {0} was evicted, and never breached before")]
     Innocent(String),
+    /// Of a pod that was well again.
+    #[error("the pod {pod} was evicted {after:?} after it breached last")]
+    Late {
+        /// The pod.
+        pod: String,
+        /// How long.
+        after: Duration,
+    },
     /// While it was forbidden.
     #[error("the pod {pod} was evicted {after:?} after the kill switch was engaged")]
     KillSwitch {
@@ -78,11 +89,14 @@ pub enum Wrong {
 /// What was done that evictions may, or may not, follow.
 #[derive(Clone, Debug, Default)]
 pub struct Deeds {
-    /// Since when a pod breaches, or did.
-    pub breached: BTreeMap<String, Duration>,
-    /// The spans in which the kill switch was engaged; one that goes on has no end.
-    pub engaged: Vec<(Duration, Option<Duration>)>,
+    /// When each pod breached.
+    pub breached: BTreeMap<String, Vec<Span>>,
+    /// When the kill switch was engaged.
+    pub engaged: Vec<Span>,
 }
+
+/// From when on and until when; what goes on has no end.
+pub type Span = (Duration, Option<Duration>);
 
 /// The workload of a pod of a Deployment: its name without the two hashes.
 #[must_use]
@@ -107,9 +121,7 @@ pub fn judge(granted: &[Granted], deeds: &Deeds, allowed: &Allowed) -> Vec<Wrong
         if !seen.insert(&eviction.pod) {
             wrong.push(Wrong::Twice(eviction.pod.clone()));
         }
-        if deeds.breached.get(&eviction.pod).is_none_or(|since| *since > eviction.at) {
-            wrong.push(Wrong::Innocent(eviction.pod.clone()));
-        }
+        wrong.extend(unjust(eviction, deeds, allowed));
         let engaged = deeds
             .engaged
             .iter()
@@ -125,6 +137,17 @@ pub fn judge(granted: &[Granted], deeds: &Deeds, allowed: &Allowed) -> Vec<Wrong
         }
     }
     wrong
+}
+
+/// An eviction of a pod that does not breach, or does not any more.
+fn unjust(eviction: &Granted, deeds: &Deeds, allowed: &Allowed) -> Option<Wrong> {
+    let pod = eviction.pod.clone();
+    let spans = deeds.breached.get(&pod).into_iter().flatten();
+    let Some((_, end)) = spans.filter(|(since, _)| *since <= eviction.at).max_by_key(|(since, _)| *since) else {
+        return Some(Wrong::Innocent(pod));
+    };
+    let after = eviction.at.saturating_sub((*end)?);
+    (after > allowed.lasts + allowed.on_its_way).then_some(Wrong::Late { pod, after })
 }
 
 /// The pods of the first window that has more than `most`.
@@ -143,6 +166,7 @@ mod tests {
         per: Duration::from_secs(100),
         late: Duration::from_secs(10),
         on_its_way: Duration::from_secs(20),
+        lasts: Duration::from_secs(30),
     };
 
     fn at(seconds: u64, pod: &str) -> Granted {
@@ -150,7 +174,7 @@ mod tests {
     }
 
     fn deeds(pods: &[&str]) -> Deeds {
-        let breached = pods.iter().map(|pod| ((*pod).to_owned(), Duration::ZERO)).collect();
+        let breached = pods.iter().map(|pod| ((*pod).to_owned(), vec![(Duration::ZERO, None)])).collect();
         Deeds { breached, engaged: vec![] }
     }
 
@@ -182,8 +206,22 @@ mod tests {
         assert_eq!(twice, [Wrong::Twice(A.into())]);
         assert_eq!(judge(&[at(1, B)], &deeds(&[A]), &ALLOWED), [Wrong::Innocent(B.into())]);
         let mut later = deeds(&[]);
-        later.breached.insert(A.into(), Duration::from_secs(2));
+        later.breached.insert(A.into(), vec![(Duration::from_secs(2), None)]);
         assert_eq!(judge(&[at(1, A)], &later, &ALLOWED), [Wrong::Innocent(A.into())]);
+    }
+
+    #[test]
+    fn a_pod_that_is_well_again_is_not_evicted() {
+        let span = |since, end: Option<u64>| (Duration::from_secs(since), end.map(Duration::from_secs));
+        let of = |spans: Vec<Span>| Deeds { breached: [(A.to_owned(), spans)].into(), ..Deeds::default() };
+        let over = of(vec![span(1, Some(10))]);
+        assert_eq!(judge(&[at(60, A)], &over, &ALLOWED), []);
+        let expected = Wrong::Late { pod: A.into(), after: Duration::from_secs(51) };
+        assert_eq!(judge(&[at(61, A)], &over, &ALLOWED), [expected]);
+        let again = of(vec![span(1, Some(10)), span(60, Some(70)), span(500, None)]);
+        assert_eq!(judge(&[at(61, A)], &again, &ALLOWED), []);
+        assert_eq!(judge(&[at(200, A)], &again, &ALLOWED).len(), 1);
+        assert_eq!(judge(&[at(900, A)], &again, &ALLOWED), []);
     }
 
     #[test]

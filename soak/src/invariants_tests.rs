@@ -5,8 +5,14 @@ use crate::{
 };
 
 const SOAK: Soak = Soak { seed: 7, minutes: 10 };
-const ALLOWED: Allowed =
-    Allowed { node: 1, workload: 1, per: Duration::from_secs(100), late: Duration::ZERO, on_its_way: Duration::ZERO };
+const ALLOWED: Allowed = Allowed {
+    node: 1,
+    workload: 1,
+    per: Duration::from_secs(100),
+    late: Duration::ZERO,
+    on_its_way: Duration::ZERO,
+    lasts: Duration::ZERO,
+};
 const LIFE: Life = Life { pid: 7, started: 1 };
 
 fn at(seconds: u64) -> Duration {

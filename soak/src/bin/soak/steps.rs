@@ -30,12 +30,13 @@ const ALLOWED: Allowed = Allowed {
     per: Duration::from_mins(3),
     late: Duration::from_secs(20),
     on_its_way: Duration::from_secs(30),
+    lasts: Duration::from_mins(2),
 };
 
 /// What holds for the pods of a namespace: nothing that is normal is held, and a breach is found within a second.
 fn config(namespace: &str) -> String {
-    let Allowed { node, workload, per, .. } = ALLOWED;
-    let per = format!("{}s", per.as_secs());
+    let Allowed { node, workload, per, lasts, .. } = ALLOWED;
+    let (per, length) = (format!("{}s", per.as_secs()), format!("{}s", lasts.as_secs()));
     format!(
         "mode: evict
 budgets:
@@ -48,7 +49,7 @@ policies:
     match: {{namespaces: [{namespace}]}}
     egress: {{rate: 48KB/s, burst: 192KB}}
     onBreach:
-      contain: {{throttle: 24KB/s, for: 2m}}
+      contain: {{throttle: 24KB/s, for: {length}}}
       evict: {{after: 5s, grace: 2s, minAge: 0s}}
 "
     )
@@ -209,7 +210,7 @@ impl<'a> Stage<'a> {
         if !self.shell(&script)? {
             return Ok(false);
         }
-        self.deeds.breached.entry(pod.clone()).or_insert(now);
+        self.deeds.breached.entry(pod.clone()).or_default().push((now, None));
         self.breaching.insert(name.to_owned(), pod);
         Ok(true)
     }
@@ -217,10 +218,12 @@ impl<'a> Stage<'a> {
     fn end_breach(&mut self, name: &str) -> Result<bool> {
         let Some(pod) = self.breaching.remove(name) else { return Ok(false) };
         // It may be gone by now.
-        match self.pods.0.get(&pod) {
-            Some(talker) => self.shell(&talker.send(false)),
-            None => Ok(false),
+        let ended = self.pods.0.get(&pod).map_or(Ok(false), |talker| self.shell(&talker.send(false)))?;
+        let now = self.now();
+        if let Some((_, end)) = self.deeds.breached.get_mut(&pod).and_then(|spans| spans.last_mut()) {
+            *end = Some(now);
         }
+        Ok(ended)
     }
 
     fn kill_container(&mut self, name: &str, replica: u32) -> Result<bool> {
