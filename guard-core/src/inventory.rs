@@ -40,7 +40,7 @@ pub struct Pod {
     pub phase: Phase,
     /// It is a mirror of a static pod, which only kubelet can end.
     pub mirror: bool,
-    /// `metadata.deletionTimestamp` is there.
+    /// `metadata.deletionTimestamp` is there, or the API server tells of it no more.
     pub terminating: bool,
     /// Its condition Ready is True.
     pub ready: bool,

@@ -175,7 +175,7 @@ impl Checker {
         let said = before.as_ref().filter(|(before, _)| *before == life).map(|(_, books)| books);
         self.compared.lives += u32::from(said.is_none());
         self.compared.watched += books.watched;
-        self.compared.over_budget += books.over_budget - said.map_or(0, |said| said.over_budget);
+        self.compared.over_budget += books.over_budget.saturating_sub(said.map_or(0, |said| said.over_budget));
         let is_said = |(of, bytes): &(&Labels, &u64)| said.is_some_and(|said| said.bypassed.get(of) == Some(bytes));
         let bypassed = books.bypassed.iter().filter(|it| !is_said(it));
         let mut broken: Vec<_> = bypassed

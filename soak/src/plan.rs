@@ -5,7 +5,7 @@
 //! once, few breaches, one fault of the API server at a time, and a round that ends with nothing under way, so that what
 //! was sent can be compared to the byte.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use guard_tests::random::Random;
 
@@ -36,9 +36,11 @@ const FAULTS: [Fault; 8] = [
     Fault::EndsWatches,
 ];
 
-/// The first workloads. Those that are evicted stay to the end.
+/// The first workloads. The first of them, Deployments, stay, until they have breached so often: whom evictions do not cure is
+/// not evicted any more. Then others take their places.
 const FIRST: [Kind; 4] = [Kind::Deployment(3), Kind::Deployment(2), Kind::HostNetwork, Kind::Nested];
 const STAY: usize = 2;
+const CURED: u32 = 2;
 
 /// The fewest rounds of a plan, and of those at its end in which one agent runs on: whether it grows is seen only then.
 const FEWEST_ROUNDS: u64 = 5;
@@ -206,7 +208,15 @@ pub fn rounds(minutes: u32) -> (u32, u32) {
 #[must_use]
 pub fn plan(seed: u64, minutes: u32) -> Vec<Step> {
     let random = scrambled(seed);
-    let mut planner = Planner { random, workloads: vec![], made: 0, ends: vec![], faults: vec![], steps: vec![] };
+    let mut planner = Planner {
+        random,
+        workloads: vec![],
+        breaches: BTreeMap::new(),
+        made: 0,
+        ends: vec![],
+        faults: vec![],
+        steps: vec![],
+    };
     for (index, kind) in FIRST.into_iter().enumerate() {
         planner.make(0, 2 * index as u64, kind);
     }
@@ -237,8 +247,10 @@ fn draw<T: Clone>(random: &mut Random, left: &mut Vec<T>, all: &[T]) -> T {
 
 struct Planner {
     random: Random,
-    /// Those that there are; the first [`STAY`] stay to the end.
+    /// Those that there are; the first [`STAY`] are Deployments.
     workloads: Vec<(String, Kind)>,
+    /// How often each has breached.
+    breaches: BTreeMap<String, u32>,
     made: u32,
     /// Those that have not come since all had.
     ends: Vec<Action>,
@@ -277,6 +289,19 @@ impl Planner {
         self.step(round, at, Action::Make { name, kind });
     }
 
+    /// Others take the places of those that evictions do not cure.
+    fn renew(&mut self, round: u32) {
+        let at = ROUND.as_secs() - 1;
+        for index in 0..STAY {
+            let (name, kind) = self.workloads[index].clone();
+            if self.breaches.get(&name).is_some_and(|breaches| *breaches >= CURED) {
+                self.step(round, at, Action::Remove { name });
+                self.make(round, at, kind);
+                self.workloads.swap_remove(index);
+            }
+        }
+    }
+
     fn round(&mut self, round: u32, may_end_agent: bool) {
         let begin = self.steps.len();
         // A job of the round before has ended.
@@ -298,6 +323,7 @@ impl Planner {
             self.step(round, at, Action::Churn(cgroups));
         }
         self.come_and_go(round, &breached);
+        self.renew(round);
         // Stable: of two at the same time the one that was thought of first comes first.
         self.steps[begin..].sort_by_key(|step| step.at);
         self.step(round, ROUND.as_secs(), Action::Checkpoint);
@@ -317,16 +343,21 @@ impl Planner {
             let (begin, lasts) = (self.between(0, 12), self.between(25, 48));
             self.step(round, begin, Action::Breach { name: name.clone(), replica });
             self.step(round, begin + lasts, Action::EndBreach { name: name.clone() });
+            *self.breaches.entry(name.clone()).or_default() += 1;
             breached.push(name);
         }
         breached
     }
 
-    /// Mostly a Deployment: nothing else is evicted.
+    /// Mostly a Deployment: nothing else is evicted. `is_evicted`: the one that has breached least.
     fn breacher(&mut self, is_evicted: bool) -> (String, Kind) {
         let evicted = |(_, kind): &&(String, Kind)| matches!(kind, Kind::Deployment(_));
-        let deployments: Vec<_> = self.workloads.iter().filter(evicted).cloned().collect();
-        let candidates = if self.chance(75) || is_evicted { deployments } else { self.workloads.clone() };
+        let mut deployments: Vec<_> = self.workloads.iter().filter(evicted).cloned().collect();
+        if is_evicted {
+            deployments.sort_by_key(|(name, _)| self.breaches.get(name).copied());
+            return deployments.swap_remove(0);
+        }
+        let candidates = if self.chance(75) { deployments } else { self.workloads.clone() };
         candidates[self.random.below(candidates.len() as u64) as usize].clone()
     }
 

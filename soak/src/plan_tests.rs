@@ -92,7 +92,24 @@ fn there_are_never_too_many_pods_nor_breaches_nor_a_name_twice() {
             let hosts = pods.values().filter(|kind| **kind == Kind::HostNetwork).count();
             assert!(hosts <= 1, "seed {seed}: {hosts} pods in the node's network");
         }
-        assert!(pods.contains_key("web0") && pods.contains_key("web1"), "seed {seed}: the first workloads stay");
+    }
+}
+
+#[test]
+fn there_are_always_two_deployments_and_none_that_evictions_do_not_cure() {
+    for seed in 0..SEEDS {
+        let (mut there, mut breaches) = (BTreeSet::new(), BTreeMap::<String, u32>::new());
+        for step in plan(seed, 60) {
+            match step.action {
+                Action::Make { name, kind: Kind::Deployment(_) } => drop(there.insert(name)),
+                Action::Remove { name } => drop(there.remove(&name)),
+                Action::Breach { name, .. } => *breaches.entry(name).or_default() += 1,
+                Action::Checkpoint => assert!(there.len() >= STAY, "seed {seed}: only {there:?}"),
+                _ => {}
+            }
+        }
+        let cured = breaches.iter().filter(|(name, count)| name.starts_with("web") && **count <= CURED).count();
+        assert!(cured > 5, "seed {seed}: {breaches:?}");
     }
 }
 

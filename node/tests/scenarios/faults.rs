@@ -96,7 +96,7 @@ pub(crate) async fn nobody_is_held(agent: Agent<'_>) -> Result<()> {
 /// Restarts a service of the node once a pod is contained, and before it is evicted.
 async fn restarted(unit: &str) -> Result<()> {
     let node = Node::shared().await?;
-    let agent = node.install(&Installation::of("evict", &CONFIG.replace("after: 5s", "after: 40s"))).await?;
+    let agent = node.install(&Installation::of("evict", &CONFIG.replace("after: 5s", "after: 90s"))).await?;
     let space = node.space().await?;
     let breacher = one(&node, &space, "web").await?;
     let clock = Clock::of(&node)?;
@@ -120,7 +120,7 @@ async fn restarted(unit: &str) -> Result<()> {
 }
 
 /// When the agent said that it holds a pod, by the guest's clock.
-pub(crate) async fn contained_at(agent: Agent<'_>, breacher: &Load<'_>) -> Result<Timestamp> {
+async fn contained_at(agent: Agent<'_>, breacher: &Load<'_>) -> Result<Timestamp> {
     stages::logged_at(&agent.says(&["\"contained", &breacher.pod.name_any()]).await?)
 }
 
@@ -151,8 +151,7 @@ async fn an_api_server_that_is_away_for_five_minutes_in_a_breach() -> Result<()>
     let back = Timestamp::now();
     node.plane.restart_api().await?;
     let accepted = stages::eviction_of(&node.plane, &breacher.pod).await?;
-    stages::replacement(&space, "web", &[&breacher.pod]).await?;
-    let replaced = Timestamp::now();
+    let replaced = stages::replacement(&space, "web", &[&breacher.pod]).await?.ready;
     let contained = contained_at(agent, &breacher).await?;
     replaced_once(&node, &space, "web", &breacher, &[]).await?;
     let mut stages = Stages::since(clock.on_host(began)?);

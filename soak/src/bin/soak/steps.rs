@@ -26,7 +26,7 @@ use crate::{
 /// What the soak's configuration allows.
 const ALLOWED: Allowed = Allowed {
     node: 3,
-    workload: 2,
+    workload: 1,
     per: Duration::from_mins(3),
     late: Duration::from_secs(20),
     on_its_way: Duration::from_secs(30),
@@ -218,12 +218,14 @@ impl<'a> Stage<'a> {
     fn end_breach(&mut self, name: &str) -> Result<bool> {
         let Some(pod) = self.breaching.remove(name) else { return Ok(false) };
         // It may be gone by now.
-        let ended = self.pods.0.get(&pod).map_or(Ok(false), |talker| self.shell(&talker.send(false)))?;
+        let ended = self.pods.0.get(&pod).map(|talker| self.shell(&talker.send(false))).transpose()?;
         let now = self.now();
-        if let Some((_, end)) = self.deeds.breached.get_mut(&pod).and_then(|spans| spans.last_mut()) {
+        if ended != Some(false)
+            && let Some((_, end)) = self.deeds.breached.get_mut(&pod).and_then(|spans| spans.last_mut())
+        {
             *end = Some(now);
         }
-        Ok(ended)
+        Ok(ended.unwrap_or(false))
     }
 
     fn kill_container(&mut self, name: &str, replica: u32) -> Result<bool> {
