@@ -116,9 +116,10 @@ fn tcp_bulk_with_segmentation_offload_both_ways() -> Result<()> {
             ensure!(wire.tx.bytes > 2 * bytes as u64, "{wire:?}");
             ensure!(wire.rx.packets > 10, "the acks are there as well: {wire:?}");
         }
-        // The container as the server: it receives the bulk, and its acks are its egress.
+        // The container as the server: it receives the bulk, and its acks are its egress. It closes when it has heard that the
+        // world has.
         let before = world.read(&[&container])?;
-        let sink = format!("tcp-sink --bind {} --bytes {BYTES} --connections 1", at(inside, 9002));
+        let sink = format!("tcp-sink --bind {} --bytes {BYTES} --after-end 0", at(inside, 9002));
         let sink = Traffic::serve(&world.wires.node, Some(&container), &sink)?;
         let send = format!("tcp-send --to {} --bytes {BYTES} --close-first", at(inside, 9002));
         Traffic::run(&world.wires.world, None, &send)?;

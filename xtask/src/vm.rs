@@ -65,7 +65,7 @@ pub(crate) fn run(matrix: &Matrix) -> Result<()> {
         process::run(cargo().args(["test", "-p", LIBRARY]))?;
     }
     let start = Instant::now();
-    let programs = Programs::build()?;
+    let programs = Programs::build(file)?;
     println!("vm: the programs were built in {:.0} s", start.elapsed().as_secs_f64());
     let guests = guests.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get);
     let which = match (&file[..], userland) {

@@ -42,7 +42,8 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    pub(crate) fn build() -> Result<Self> {
+    /// Builds them; of the tests only these files, if any are named.
+    pub(crate) fn build(files: &[String]) -> Result<Self> {
         let folder = target_dir().join("vm");
         fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         let agent = target_dir().join(TARGET).join("debug/guard-agent");
@@ -50,7 +51,13 @@ impl Programs {
         let mut helpers = vec![strip("guard-agent", &agent, &folder)?];
         helpers.push(rebuilt(&folder.join("guard-agent"), &folder)?);
         let mut build = static_cargo("test");
-        build.args(["--no-run", "-p", "guard-tests", "--tests", "--message-format", "json-render-diagnostics"]);
+        build.args(["--no-run", "-p", "guard-tests", "--message-format", "json-render-diagnostics"]);
+        if files.is_empty() {
+            build.arg("--tests");
+        } else {
+            // What the tests start comes along with the first of them.
+            build.args(files.iter().flat_map(|file| ["--test", file]));
+        }
         let said = output(build.stderr(Stdio::inherit()))?;
         let mut tests = Vec::new();
         for line in said.lines() {
