@@ -12,13 +12,14 @@
 //! load world                                      takes everything that comes: UDP 9100, TCP 9101, HTTP 80
 //! ```
 //!
-//! TO is `udp:IP:PORT` or `tcp:IP:PORT`, SIZE the payload of a datagram or write in bytes, RATE payload bytes per second.
+//! TO is `udp:IP:PORT`, `tcp:IP:PORT`, or `frames:INTERFACE` past the IP stack; SIZE the payload of a datagram, write or frame in bytes, RATE payload bytes per second.
 //!
 //! `serve` goes on for `--drain` seconds when it is to end (SIGTERM), as who is behind a service has to: nodes hear late that
 //! a pod is not to be asked any more. What it answers: `/` its host's name; `/send?TO,SIZE,RATE` begins a stream, in the place of the one to the same
 //! address, and says when (Unix time in nanoseconds); `/stop` ends all streams; `/sent` what they have sent so far, and
 //! `/polled` what the poll found, both as JSON.
 
+mod frames;
 mod http;
 mod poll;
 mod stream;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{ErrorKind, Write as _},
+    io::{self, ErrorKind, Write as _},
     net::{SocketAddr, TcpStream, UdpSocket},
     str::FromStr,
     sync::{
@@ -15,17 +15,27 @@ use std::{
 
 use anyhow::{Context as _, Error, Result, anyhow, ensure};
 
+use crate::frames::Frames;
+
 /// So long is waited between two bursts, at least.
 const TICK: Duration = Duration::from_millis(5);
 
 /// What is late by more than this is not sent: a stream that was held does not make up for it.
 const LATE: Duration = Duration::from_millis(200);
 
-/// `udp:IP:PORT,SIZE,RATE` or `tcp:IP:PORT,SIZE,RATE`.
+/// Where a stream leads.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum To {
+    Udp(SocketAddr),
+    Tcp(SocketAddr),
+    /// Out of this interface, past the IP stack.
+    Frames(String),
+}
+
+/// `udp:IP:PORT,SIZE,RATE`, `tcp:IP:PORT,SIZE,RATE` or `frames:INTERFACE,SIZE,RATE`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Order {
-    tcp: bool,
-    to: SocketAddr,
+    to: To,
     size: usize,
     rate: f64,
 }
@@ -37,19 +47,19 @@ impl FromStr for Order {
         let wrong = || format!("not a stream: {text:?}");
         let [to, size, rate] = text.split(',').collect::<Vec<_>>()[..] else { return Err(anyhow!(wrong())) };
         let (protocol, to) = to.split_once(':').with_context(wrong)?;
-        ensure!(matches!(protocol, "udp" | "tcp"), wrong());
-        let order = Self {
-            tcp: protocol == "tcp",
-            to: to.parse().with_context(wrong)?,
-            size: size.parse().with_context(wrong)?,
-            rate: rate.parse().with_context(wrong)?,
+        let to = match protocol {
+            "udp" => To::Udp(to.parse().with_context(wrong)?),
+            "tcp" => To::Tcp(to.parse().with_context(wrong)?),
+            "frames" => To::Frames(to.to_owned()),
+            _ => return Err(anyhow!(wrong())),
         };
+        let order = Self { to, size: size.parse().with_context(wrong)?, rate: rate.parse().with_context(wrong)? };
         ensure!((1..=65_000).contains(&order.size) && order.rate > 0.0, wrong());
         Ok(order)
     }
 }
 
-/// What was sent by all streams: payload bytes, datagrams or writes, and how many of them the kernel refused.
+/// What was sent by all streams: payload bytes; datagrams, writes or frames; and how many of them the kernel refused.
 #[derive(Default)]
 struct Sent {
     bytes: AtomicU64,
@@ -60,7 +70,7 @@ struct Sent {
 /// The streams of this process.
 #[derive(Default)]
 pub(crate) struct Streams {
-    running: Mutex<BTreeMap<SocketAddr, Running>>,
+    running: Mutex<BTreeMap<To, Running>>,
     sent: Arc<Sent>,
 }
 
@@ -77,18 +87,18 @@ impl Running {
 }
 
 impl Streams {
-    /// Begins a stream, in the place of the one to the same address; returns when it did, in nanoseconds since 1970.
+    /// Begins a stream, in the place of the one to the same end; returns when it did, in nanoseconds since 1970.
     pub(crate) fn begin(&self, order: Order) -> Result<u128> {
         let mut running = self.lock();
         if let Some(old) = running.remove(&order.to) {
             old.end()?;
         }
-        let (stop, sent, to) = (Arc::new(AtomicBool::new(false)), Arc::clone(&self.sent), order.to);
+        let (stop, sent, to) = (Arc::new(AtomicBool::new(false)), Arc::clone(&self.sent), order.to.clone());
         let (stopped, began) = (Arc::clone(&stop), SystemTime::now());
         let thread = thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 if let Err(error) = run(&order, &stopped, &sent) {
-                    eprintln!("the stream to {} broke: {error:#}", order.to);
+                    eprintln!("the stream to {:?} broke: {error:#}", order.to);
                     thread::sleep(LATE);
                 }
             }
@@ -108,28 +118,30 @@ impl Streams {
         format!("{{\"bytes\": {bytes}, \"count\": {count}, \"refused\": {refused}}}\n")
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<SocketAddr, Running>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<To, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn run(order: &Order, stop: &AtomicBool, sent: &Sent) -> Result<()> {
     let payload = vec![0xa5; order.size];
-    if order.tcp {
-        let mut stream = TcpStream::connect_timeout(&order.to, Duration::from_secs(10))?;
-        // One that is held for good must hear that it is to stop.
-        stream.set_write_timeout(Some(LATE))?;
-        return pace(order, stop, || match stream.write(&payload) {
-            Ok(written) => sent.add(written),
-            Err(error) => sent.refuse(error),
-        });
+    match &order.to {
+        To::Tcp(to) => {
+            let mut stream = TcpStream::connect_timeout(to, Duration::from_secs(10))?;
+            // One that is held for good must hear that it is to stop.
+            stream.set_write_timeout(Some(LATE))?;
+            pace(order, stop, || sent.of(stream.write(&payload)))
+        }
+        To::Udp(to) => {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect(to)?;
+            pace(order, stop, || sent.of(socket.send(&payload)))
+        }
+        To::Frames(interface) => {
+            let frames = Frames::open(interface, order.size)?;
+            pace(order, stop, || sent.of(frames.send()))
+        }
     }
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
-    socket.connect(order.to)?;
-    pace(order, stop, || match socket.send(&payload) {
-        Ok(written) => sent.add(written),
-        Err(error) => sent.refuse(error),
-    })
 }
 
 /// Calls `send` as often as the rate asks for, until it is to stop.
@@ -156,15 +168,16 @@ fn pace(order: &Order, stop: &AtomicBool, mut send: impl FnMut() -> Result<()>) 
 }
 
 impl Sent {
-    #[expect(clippy::unnecessary_wraps, reason = "the other arm of a match beside `refuse`")]
-    fn add(&self, bytes: usize) -> Result<()> {
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.count.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-
     /// What is held in the kernel, has no room, or is told that nobody listens, is refused and goes on.
-    fn refuse(&self, error: std::io::Error) -> Result<()> {
+    fn of(&self, written: io::Result<usize>) -> Result<()> {
+        let error = match written {
+            Ok(bytes) => {
+                self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                self.count.fetch_add(1, Ordering::Relaxed);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
         self.refused.fetch_add(1, Ordering::Relaxed);
         match error.kind() {
             ErrorKind::PermissionDenied
@@ -185,7 +198,7 @@ mod tests {
     #[test]
     fn an_order_says_what_to_send_where() {
         let order: Order = "udp:198.51.100.2:9100,972,20000".parse().expect("an order");
-        assert_eq!(order, Order { tcp: false, to: ([198, 51, 100, 2], 9100).into(), size: 972, rate: 20_000.0 });
+        assert_eq!(order, Order { to: To::Udp(([198, 51, 100, 2], 9100).into()), size: 972, rate: 20_000.0 });
         for wrong in
             ["", "udp:1.2.3.4:5,0,1", "udp:1.2.3.4:5,10,0", "1.2.3.4:5,10,1", "icmp:1.2.3.4:5,10,1", "tcp:x,1,1"]
         {

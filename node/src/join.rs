@@ -136,7 +136,7 @@ fn kubelet_arguments() -> String {
         "--config=/run/node/kubelet.yaml --kubeconfig=/run/node/kubelet.kubeconfig --root-dir=/var/lib/kubelet \
          --cert-dir=/var/lib/kubelet/pki --container-runtime=remote \
          --container-runtime-endpoint=unix:///run/containerd/containerd.sock --hostname-override={} --node-ip={GUEST} \
-         --cloud-provider=external",
+         --housekeeping-interval=30s --cloud-provider=external",
         credentials::NODE
     )
 }

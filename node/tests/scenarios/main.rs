@@ -2,6 +2,7 @@
 
 mod base;
 mod budget;
+mod bypass;
 mod faults;
 mod hardened;
 mod kill_switch;

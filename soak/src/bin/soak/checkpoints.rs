@@ -19,7 +19,7 @@ use crate::{look, pods, say, steps::Stage};
 const AWAY: Duration = Duration::from_secs(40);
 
 /// How long a service of the cluster may take to come to what it should be.
-const SOON: Duration = Duration::from_mins(3);
+const SOON: Duration = Duration::from_mins(8);
 
 impl Stage<'_> {
     /// In mid traffic. An agent that is not there has nothing to say.
