@@ -199,6 +199,8 @@ mod tests {
     fn an_order_says_what_to_send_where() {
         let order: Order = "udp:198.51.100.2:9100,972,20000".parse().expect("an order");
         assert_eq!(order, Order { to: To::Udp(([198, 51, 100, 2], 9100).into()), size: 972, rate: 20_000.0 });
+        let order: Order = "frames:eth0,1000,500000".parse().expect("an order");
+        assert_eq!(order, Order { to: To::Frames("eth0".into()), size: 1000, rate: 500_000.0 });
         for wrong in
             ["", "udp:1.2.3.4:5,0,1", "udp:1.2.3.4:5,10,0", "1.2.3.4:5,10,1", "icmp:1.2.3.4:5,10,1", "tcp:x,1,1"]
         {

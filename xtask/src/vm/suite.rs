@@ -117,8 +117,7 @@ pub(crate) fn parts<'a>(
     }
     let wanted = all.into_iter().filter(|file| match which {
         Which::Kernels => !USERLAND.contains(file),
-        Which::All => true,
-        Which::Named(names) => names.iter().any(|name| name == file),
+        Which::All | Which::Named(_) => true,
     });
     let (first, second): (Vec<&str>, Vec<&str>) = wanted.partition(|file| FIRST_HALF.contains(file));
     let shares = if guests > kernels.len() { vec![first, second] } else { vec![[first, second].concat()] };
