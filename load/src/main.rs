@@ -19,7 +19,6 @@
 //! address, and says when (Unix time in nanoseconds); `/stop` ends all streams; `/sent` what they have sent so far, and
 //! `/polled` what the poll found, both as JSON.
 
-mod frames;
 mod http;
 mod poll;
 mod stream;

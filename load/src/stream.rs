@@ -14,8 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Error, Result, anyhow, ensure};
-
-use crate::frames::Frames;
+use guard_load::PacketSocket;
 
 /// So long is waited between two bursts, at least.
 const TICK: Duration = Duration::from_millis(5);
@@ -138,8 +137,8 @@ fn run(order: &Order, stop: &AtomicBool, sent: &Sent) -> Result<()> {
             pace(order, stop, || sent.of(socket.send(&payload)))
         }
         To::Frames(interface) => {
-            let frames = Frames::open(interface, order.size)?;
-            pace(order, stop, || sent.of(frames.send()))
+            let (socket, frame) = (PacketSocket::open(interface)?, guard_load::experiment(order.size));
+            pace(order, stop, || sent.of(socket.send(&frame).map(|()| order.size)))
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Frames past the IP stack, as whoever has `CAP_NET_RAW` can send them: `AF_PACKET`, packet(7).
+//! What the senders of the tests share: frames past the IP stack, as whoever has `CAP_NET_RAW` can send them
+//! (`AF_PACKET`, packet(7)).
 
 use std::{
     ffi::CString,
@@ -8,22 +9,33 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Of Ethernet, in front of the payload.
-const HEADER: usize = 14;
+/// Bytes of Ethernet's header, in front of the payload.
+pub const ETHERNET: usize = 14;
+
 /// For experiments within a site (IEEE 802): no stack takes it.
 const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
 
-/// Where frames leave, and what is in each.
-pub(crate) struct Frames {
-    fd: OwnedFd,
-    to: libc::sockaddr_ll,
-    frame: Vec<u8>,
+/// A frame with so many bytes of payload, for nobody.
+pub fn experiment(size: usize) -> Vec<u8> {
+    let mut frame = vec![0; ETHERNET + size];
+    frame[12..ETHERNET].copy_from_slice(&EXPERIMENT);
+    frame
 }
 
-impl Frames {
-    /// Of so many bytes of payload each, to nobody, out of this interface.
+/// Where frames leave.
+pub struct PacketSocket {
+    fd: OwnedFd,
+    to: libc::sockaddr_ll,
+}
+
+impl PacketSocket {
+    /// Out of this interface.
+    ///
+    /// # Errors
+    ///
+    /// There is no such interface, or `CAP_NET_RAW` is missing.
     #[expect(unsafe_code, reason = "socket(2), if_nametoindex(3)")]
-    pub(crate) fn open(interface: &str, size: usize) -> Result<Self> {
+    pub fn open(interface: &str) -> Result<Self> {
         let name = CString::new(interface)?;
         // SAFETY: a C string, and a struct of plain numbers.
         let (fd, index, mut to) = unsafe {
@@ -37,20 +49,23 @@ impl Frames {
         to.sll_family = u16::try_from(libc::AF_PACKET)?;
         to.sll_ifindex = i32::try_from(index).context("the interface's number")?;
         to.sll_halen = 6;
-        let mut frame = vec![0; HEADER + size];
-        frame[12..HEADER].copy_from_slice(&EXPERIMENT);
-        Ok(Self { fd, to, frame })
+        Ok(Self { fd, to })
     }
 
-    /// Sends one; returns its payload's bytes.
+    /// Sends a frame, its Ethernet header included.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; `ENOBUFS` when the interface's queue is full.
     #[expect(unsafe_code, reason = "sendto(2)")]
-    pub(crate) fn send(&self) -> io::Result<usize> {
-        let Self { fd, to, frame } = self;
-        let length = size_of_val(to) as libc::socklen_t;
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        let length = size_of_val(&self.to) as libc::socklen_t;
         // SAFETY: a descriptor that is open, bytes and an address of these lengths.
         let sent = unsafe {
-            libc::sendto(fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, (&raw const *to).cast(), length)
+            let (bytes, to) = (frame.as_ptr().cast(), (&raw const self.to).cast());
+            libc::sendto(self.fd.as_raw_fd(), bytes, frame.len(), 0, to, length)
         };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(frame.len() - HEADER) }
+        // A frame goes as a whole or not at all.
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
