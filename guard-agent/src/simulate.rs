@@ -180,7 +180,7 @@ fn sums<'a>(report: &Report, config: &'a Config) -> Vec<(Option<&'a str>, Sum)> 
     for Container { policy, totals, .. } in &report.containers {
         if let Some(place) = place(&sums, policy.as_ref().map(|policy| policy.name.as_str())) {
             sums[place].1.containers += 1;
-            sums[place].1.dropped += totals.egress.dropped;
+            sums[place].1.dropped += totals.dropped();
         }
     }
     for Breached { policy, breach, deeds, .. } in &report.breaches {

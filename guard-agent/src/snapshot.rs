@@ -119,7 +119,7 @@ impl Snapshot {
             egress: totals.egress.into(),
             ingress: totals.ingress.into(),
             rates,
-            dropped_bytes: totals.egress.dropped,
+            dropped_bytes: totals.dropped(),
             standing: standing(owner.cgroup_id),
             pod_known: pod(owner),
         });

@@ -9,13 +9,9 @@ fn each(a: [u64; 2], b: [u64; 2], f: fn(u64, u64) -> u64) -> [u64; 2] {
 }
 
 impl Tally {
-    fn each(self, other: Self, f: fn(u64, u64) -> u64) -> Self {
-        let Self { bytes, packets, dropped } = self;
-        Self {
-            bytes: each(bytes, other.bytes, f),
-            packets: each(packets, other.packets, f),
-            dropped: f(dropped, other.dropped),
-        }
+    fn each(self, with: Self, f: fn(u64, u64) -> u64) -> Self {
+        let Self { bytes, packets, other } = self;
+        Self { bytes: each(bytes, with.bytes, f), packets: each(packets, with.packets, f), other: f(other, with.other) }
     }
 }
 

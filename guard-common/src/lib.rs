@@ -22,7 +22,7 @@ pub const LAYOUT: u32 = match option_env!("EGRESS_GUARD_LAYOUT") {
         Ok(layout) => layout,
         Err(_) => panic!("EGRESS_GUARD_LAYOUT is not a whole number"),
     },
-    None => 3,
+    None => 4,
 };
 
 /// How many CIDRs of each IP version the kernel programs compare a packet with, at most.
@@ -57,8 +57,8 @@ pub struct Tally {
     pub bytes: [u64; 2],
     /// Wire packets (segments, not super-packets), by [`Class`].
     pub packets: [u64; 2],
-    /// Bytes that were not sent: a containment dropped them. Those of super-packets as they would have been on the wire.
-    pub dropped: u64,
+    /// Bytes that tell more, by direction: [`Totals::dropped`] and [`Totals::copied`].
+    pub other: u64,
 }
 
 /// Bytes and packets in both directions.
@@ -69,6 +69,21 @@ pub struct Totals {
     pub egress: Tally,
     /// Received.
     pub ingress: Tally,
+}
+
+impl Totals {
+    /// Bytes that were not sent: a containment dropped them. Those of super-packets as they would have been on the wire.
+    #[must_use]
+    pub const fn dropped(&self) -> u64 {
+        self.egress.other
+    }
+
+    /// Bytes of [`Self::ingress`] that are copies: what is for a group, and what raw sockets take (`raw(7)`, `ping(8)`'s and
+    /// such). The kernel goes on with the packet as if they were not there: it may be received once more, or answered.
+    #[must_use]
+    pub const fn copied(&self) -> u64 {
+        self.ingress.other
+    }
 }
 
 /// One direction of a meter on one CPU; a cache line of its own.

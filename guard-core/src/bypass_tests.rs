@@ -31,6 +31,12 @@ enum Event {
     Receives(u64, u64),
     /// Received by nobody and answered by the kernel, or forwarded.
     Answered(u64, u64),
+    /// The same, while so many raw sockets take a copy of each.
+    Copied(u64, u64, u64),
+    /// For a group, of which so many sockets are.
+    Shared(u64, u64, u64),
+    /// Received by nobody, and an error comes back that holds all of it.
+    Refused(u64, u64),
     /// Dropped by a containment: neither counts it.
     Held(u64),
     /// Through `AF_PACKET`.
@@ -74,15 +80,35 @@ impl World {
                 received.bytes[1] += count * (payload + 72);
                 received.packets[1] += count;
                 // What GRO hides of the headers may hide answers.
-                self.excused += count * HEADERS + ETHERNET;
+                self.excused += count * HEADERS + ETHERNET + ERROR;
                 out(&mut self.uplink.received, count * payload + 72, 1);
             }
             Event::Answered(size, count) => {
                 out(&mut self.uplink.received, size * count, count);
                 out(&mut self.uplink.sent, size * count, count);
+                self.excused += count * (ETHERNET + ERROR);
+            }
+            Event::Copied(size, count, sockets) => {
+                received.bytes[1] += size * count * sockets;
+                received.packets[1] += count * sockets;
+                received.other += size * count * sockets;
+                out(&mut self.uplink.received, size * count, count);
+                out(&mut self.uplink.sent, size * count, count);
+                self.excused += count * (ETHERNET + ERROR + sockets * HEADERS);
+            }
+            Event::Shared(size, count, sockets) => {
+                received.bytes[0] += size * count * sockets;
+                received.packets[0] += count * sockets;
+                received.other += size * count * sockets;
+                out(&mut self.uplink.received, size * count, count);
+                self.excused += count * (size + ETHERNET + ERROR + sockets * HEADERS);
+            }
+            Event::Refused(size, count) => {
+                out(&mut self.uplink.received, size * count, count);
+                out(&mut self.uplink.sent, (size + ERROR) * count, count);
                 self.excused += count * ETHERNET;
             }
-            Event::Held(size) => sent.dropped += size,
+            Event::Held(size) => sent.other += size,
             Event::Bypasses(size, count) => {
                 out(&mut self.uplink.sent, size * count, count);
                 self.bypassed += size * count;
@@ -137,6 +163,9 @@ fn ordinary() -> impl Strategy<Value = Event> {
         1 => (20..100_000_u64).prop_map(Event::Lost),
         4 => (1..64_u64, 0..1428_u64).prop_map(|(count, payload)| Event::Receives(count, payload)),
         2 => (40..1500_u64, 1..2000_u64).prop_map(|(size, count)| Event::Answered(size, count)),
+        1 => (40..1500_u64, 1..2000_u64, 1..4_u64).prop_map(|(size, count, of)| Event::Copied(size, count, of)),
+        1 => (40..1500_u64, 1..2000_u64, 1..9_u64).prop_map(|(size, count, of)| Event::Shared(size, count, of)),
+        1 => (40..1232_u64, 1..1000_u64).prop_map(|(size, count)| Event::Refused(size, count)),
         1 => (20..100_000_u64).prop_map(Event::Held),
         2 => (0..2000_u64).prop_map(Event::Passes),
         4 => read,
@@ -228,7 +257,7 @@ fn an_interface_that_counts_less_is_another_one() {
 fn what_comes_in_past_the_interface_makes_it_incomparable() {
     let come = |seconds, received, taken| {
         let mut next = reading(seconds, seconds << 20, 0);
-        next.uplink.received.bytes = received;
+        next.uplink.received = Frames { bytes: received, packets: received / 1500 };
         (next.moved.ingress.bytes[1], next.moved.ingress.packets[1]) = (taken, taken / 1500);
         next
     };
@@ -237,6 +266,71 @@ fn what_comes_in_past_the_interface_makes_it_incomparable() {
     assert_eq!(gap.take(&come(2, 1_000_000, 70_000)).map(|_| ()), Ok(()), "it may have come in between the readings");
     assert_eq!(gap.take(&come(3, 1_000_000, 5_000_000)), Err(Incomparable::Past));
     assert_eq!(gap.take(&come(4, 1_000_000, 0)), Err(Incomparable::Past), "what was is not undone");
+}
+
+#[test]
+fn small_packets_that_come_in_past_the_interface_are_noticed_for_it_receives_nothing() {
+    // So many packets of 52 bytes were taken, and so many frames received.
+    let come = |seconds, frames: u64, taken: u64| {
+        let mut next = reading(seconds, 0, 0);
+        next.uplink.received = Frames { bytes: frames * 66, packets: frames };
+        (next.moved.ingress.bytes[1], next.moved.ingress.packets[1]) = (taken * 52, taken);
+        next
+    };
+    let run = |readings: &[(u64, u64)]| {
+        let mut gap = Gap::new(&come(0, 0, 0));
+        let seconds = 1..;
+        seconds
+            .zip(readings)
+            .map(|(second, (frames, taken))| gap.take(&come(second, *frames, *taken)))
+            .collect::<Vec<_>>()
+    };
+    let past = Err(Incomparable::Past);
+    assert_eq!(run(&[(0, 3), (0, 3), (0, 0)]), [Ok(0), Ok(0), past]);
+    assert_eq!(run(&[(9, 9), (9, 0), (9, 1), (9, 1)]), [Ok(0), Ok(0), Ok(0), past]);
+    // Counted by the interface a reading earlier, or later, or never taken.
+    assert_eq!(run(&[(3, 0), (3, 3), (3, 0), (3, 0), (3, 0)]), [Ok(0); 5]);
+    assert_eq!(run(&[(0, 0), (0, 3), (3, 0), (3, 0), (3, 0)]), [Ok(0); 5]);
+    assert_eq!(run(&[(0, 0), (3, 0), (3, 0), (3, 0), (3, 0)]), [Ok(0); 5]);
+}
+
+#[test]
+fn much_that_was_received_for_nobody_hides_no_other_way_in_for_ever() {
+    let come = |seconds, received: u64, taken: u64| {
+        let mut next = reading(seconds, 0, 0);
+        next.uplink.received = Frames { bytes: received, packets: received / 1514 };
+        (next.moved.ingress.bytes[1], next.moved.ingress.packets[1]) = (taken, taken / 1500);
+        next
+    };
+    let mut gap = Gap::new(&come(0, 0, 0));
+    assert_eq!(gap.take(&come(1, 10 << 30, 0)), Ok(0));
+    assert_eq!(gap.take(&come(2, (10 << 30) + 1514, 60 << 20)), Ok(0), "it may have been queued");
+    assert_eq!(gap.take(&come(3, (10 << 30) + 2 * 1514, 60 << 20)), Err(Incomparable::Past));
+}
+
+#[test]
+fn an_error_that_comes_back_is_longer_than_what_came_whoever_has_a_copy() {
+    for sockets in [0, 1, 3] {
+        let mut gap = Gap::new(&reading(0, 0, 0));
+        for second in 1..100 {
+            let mut next = reading(second, 0, 0);
+            let frames = |size: u64| Frames { bytes: second * 1000 * (size + ETHERNET), packets: second * 1000 };
+            next.uplink = Uplink { sent: frames(100 + ERROR), received: frames(100) };
+            let ingress = &mut next.moved.ingress;
+            (ingress.bytes[1], ingress.packets[1]) = (sockets * 100_000, sockets * 1000);
+            ingress.other = sockets * 100_000;
+            assert_eq!(gap.take(&next), Ok(0), "{second} {sockets}");
+        }
+    }
+}
+
+#[test]
+fn many_copies_of_what_was_sent_to_oneself_forgive_nothing() {
+    let mut gap = Gap::new(&Reading { skew: 0, ..reading(0, 0, 0) });
+    let mut next = Reading { skew: 0, ..reading(1, 10 << 20, 0) };
+    // Taken, and not received by the interface: of each a header's length would be left over.
+    (next.moved.ingress.bytes[1], next.moved.ingress.packets[1]) = (29 * 500_000, 500_000);
+    assert_eq!(gap.take(&next), Ok((10 << 20) - SLACK - NOISE));
 }
 
 #[test]

@@ -176,13 +176,7 @@ impl Detector {
             *allowed = reading.allowed;
             reading.allowed.filter(|_| reading.over).map(|allowed| Over { figure: rate, allowed })
         });
-        Some(Found {
-            container: id,
-            quota,
-            baseline,
-            sending: bytes > 0,
-            pressing: contained && counted.egress.dropped > 0,
-        })
+        Some(Found { container: id, quota, baseline, sending: bytes > 0, pressing: contained && counted.dropped() > 0 })
     }
 
     /// The limit, in bytes per second, that a container's baseline comes to now. `None`: it has none (yet).

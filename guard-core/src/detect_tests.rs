@@ -25,7 +25,7 @@ fn policy(count: Count, quota: Option<u64>, baseline: bool) -> Arc<Policy> {
 fn moved(cluster: u64, external: u64, dropped: u64, contained: bool) -> Moved {
     let mut counted = Totals::default();
     counted.egress.bytes = [cluster, external];
-    counted.egress.dropped = dropped;
+    counted.egress.other = dropped;
     Moved { counted, nanos: SECOND, breached: false, contained }
 }
 

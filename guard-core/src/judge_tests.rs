@@ -69,7 +69,7 @@ fn cross(judge: &mut Judge, now: u64, id: ContainerId) -> Vec<Effect> {
 /// Samples in which it would send more, second by second.
 fn press(judge: &mut Judge, seconds: std::ops::RangeInclusive<u64>, id: ContainerId) -> Vec<Effect> {
     let mut dropped = Totals::default();
-    dropped.egress.dropped = 1;
+    dropped.egress.other = 1;
     seconds.flat_map(|now| judge.sample(now * S, S, [(id, dropped)])).collect()
 }
 

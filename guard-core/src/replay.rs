@@ -372,7 +372,7 @@ fn hold(counted: &mut Totals, how: Containment, count: Count, nanos: u64) {
             egress.bytes[Class::Cluster as usize] = passes - *external;
         }
     }
-    egress.dropped = offered - passes;
+    egress.other = offered - passes;
 }
 
 impl Report {

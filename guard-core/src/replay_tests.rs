@@ -132,7 +132,7 @@ fn a_containment_holds_for_its_time_and_what_crosses_after_it_is_another_breach(
     assert_eq!(deeds(&report.breaches[1]), [(34, contained(64))]);
     // Held for 30 seconds and 6: all but the throttle's rate is dropped, and nothing is made up.
     let egress = report.containers[0].totals.egress;
-    assert_eq!((egress.dropped, egress.bytes), (36 * 350_000, [0, 40 * 400_000 - 36 * 350_000]));
+    assert_eq!((egress.other, egress.bytes), (36 * 350_000, [0, 40 * 400_000 - 36 * 350_000]));
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn a_containment_takes_from_the_classes_that_are_limited() {
         let mut counted = Totals { egress: Tally { bytes: offered, ..Tally::default() }, ..Totals::default() };
         hold(&mut counted, how, count, S);
         let egress = counted.egress;
-        assert_eq!((egress.bytes, egress.dropped), ([cluster, external], dropped), "{how:?} {count:?} {offered:?}");
+        assert_eq!((egress.bytes, egress.other), ([cluster, external], dropped), "{how:?} {count:?} {offered:?}");
     }
 }
 
@@ -211,7 +211,7 @@ fn the_kill_switch_holds_every_hand_back() {
     assert_eq!(opened(&report), [(0, Limit::Rate, 2, None)]);
     let declined = |what| Deed::Declined { what, why: Refusal::KillSwitch };
     assert_eq!(deeds(&report.breaches[0]), [(2, declined(Mode::Contain)), (22, declined(Mode::Evict))]);
-    assert_eq!(report.containers[0].totals.egress.dropped, 0);
+    assert_eq!(report.containers[0].totals.egress.other, 0);
 }
 
 #[test]

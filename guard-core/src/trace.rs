@@ -125,8 +125,8 @@ const COUNTS: usize = 4;
 
 fn counts(totals: &Totals) -> [u64; COUNTS] {
     let Totals { egress, ingress } = totals;
-    let Tally { bytes: egress, packets: _, dropped: _ } = egress;
-    let Tally { bytes: ingress, packets: _, dropped: _ } = ingress;
+    let Tally { bytes: egress, packets: _, other: _ } = egress;
+    let Tally { bytes: ingress, packets: _, other: _ } = ingress;
     [egress[0], egress[1], ingress[0], ingress[1]]
 }
 

@@ -15,6 +15,9 @@ use crate::{
 /// The packet goes on its way.
 pub const PASS: i32 = 1;
 
+/// `__sk_buff::pkt_type` of what this host sent to many and hands to its own sockets, too (`include/uapi/linux/if_packet.h`).
+const PACKET_LOOPBACK: u32 = 5;
+
 /// Which way a packet goes, as the socket sees it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -41,7 +44,9 @@ pub fn own_slot() -> u32 {
 pub fn count(ctx: &SkBuffContext, direction: Direction, slot: impl FnOnce() -> u32, police: &ProgramArray) -> i32 {
     let skb: *const __sk_buff = ctx.as_ptr().cast();
     // SAFETY: the context of a cgroup_skb program.
-    if unsafe { (*skb).ifindex } == LOOPBACK_IFINDEX {
+    let (ifindex, kind) = unsafe { ((*skb).ifindex, (*skb).pkt_type) };
+    // A multicast's or broadcast's copy bears its interface's name and never came by it.
+    if ifindex == LOOPBACK_IFINDEX || matches!(direction, Direction::Ingress) && kind == PACKET_LOOPBACK {
         return PASS;
     }
     let slot = slot();
@@ -58,6 +63,9 @@ pub fn count(ctx: &SkBuffContext, direction: Direction, slot: impl FnOnce() -> u
             Direction::Egress => &raw mut (*counters).egress,
             Direction::Ingress => &raw mut (*counters).ingress,
         };
+        if matches!(direction, Direction::Ingress) && packet::is_copy(skb) {
+            atomic::add(&raw mut (*lane).tally.other, bytes);
+        }
         if slot != NODE_SLOT {
             let Some(control) = CONTROLS.get_ptr_mut(slot) else {
                 return PASS;

@@ -27,6 +27,13 @@ const IPPROTO_ROUTING: u8 = 43;
 const IPPROTO_ICMPV6: u8 = 58;
 const IPPROTO_DSTOPTS: u8 = 60;
 const IPPROTO_SCTP: u8 = 132;
+
+/// `__sk_buff::pkt_type` of what is for many (`include/uapi/linux/if_packet.h`).
+const PACKET_BROADCAST: u32 = 1;
+const PACKET_MULTICAST: u32 = 2;
+/// The first byte of IPv4's groups, and of its broadcast.
+const CLASS_D: u8 = 224;
+
 /// The jumbo payload option (RFC 2675).
 const TLV_JUMBO: u8 = 0xc2;
 
@@ -100,6 +107,33 @@ fn class_v6(high: u64, low: u64) -> Class {
             && low & parameter!(v6(I, MASK, 1)) == parameter!(v6(I, NET, 1))
     );
     Class::External
+}
+
+/// Whether others may receive the packet, too, or the kernel answer it: it is for a group, or a raw socket takes it. Such a socket
+/// has its protocol's number for a port (`inet_create`), and the kernel shows programs like these a socket's port, not its type.
+#[inline(always)]
+pub(crate) fn is_copy(skb: *const __sk_buff) -> bool {
+    // SAFETY: the context of a cgroup_skb program; the verifier checks each access against data_end, and the socket for null.
+    unsafe {
+        if matches!((*skb).pkt_type, PACKET_BROADCAST | PACKET_MULTICAST) {
+            return true;
+        }
+        let (data, end) = ((*skb).data as usize, (*skb).data_end as usize);
+        let socket = (*skb).__bindgen_anon_2.sk;
+        if socket.is_null() || data + IPV6_HEADER > end {
+            return false;
+        }
+        let port = (*socket).src_port;
+        if *(data as *const u8) >> 4 == 4 {
+            let is_raw = port != 0 && port == u32::from(*((data + 9) as *const u8));
+            return is_raw || *((data + 16) as *const u8) >= CLASS_D;
+        }
+        let next = *((data + 6) as *const u8);
+        // Behind an extension header stands any protocol.
+        let is_behind = port <= u32::from(u8::MAX) && !matches!(next, IPPROTO_TCP | IPPROTO_UDP);
+        let is_raw = port != 0 && (port == u32::from(next) || is_behind);
+        is_raw || *((data + 24) as *const u8) == u8::MAX
+    }
 }
 
 /// Bytes (from the IP header on) and packets that this packet is on the wire.

@@ -143,7 +143,7 @@ impl Case {
         let mark = parameter!(DROPPED_MARK) as u32;
         // SAFETY: the map's value; the context of a cgroup_skb program.
         unsafe {
-            add(&raw mut (*self.lane).tally.dropped, self.bytes);
+            add(&raw mut (*self.lane).tally.other, self.bytes);
             // The node's program runs too, and must not count it.
             (*self.skb.cast_mut()).mark = mark;
         }

@@ -78,6 +78,17 @@ impl Namespace {
         }
     }
 
+    /// The interface's index.
+    pub fn index(&self) -> Result<u32> {
+        #[derive(Deserialize)]
+        struct Link {
+            ifindex: u32,
+        }
+        let json = run(&format!("ip -n {} -j link show dev {}", self.name, self.device))?;
+        let [Link { ifindex }] = serde_json::from_str::<[Link; 1]>(&json)?;
+        Ok(ifindex)
+    }
+
     /// What the interface counts itself.
     pub fn interface(&self) -> Result<Interface> {
         #[derive(Deserialize)]

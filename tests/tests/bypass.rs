@@ -7,7 +7,7 @@ use guard_agent::core::bypass::{NOISE, SHARE, SLACK};
 use guard_tests::{
     eventually,
     limits::{BREACHED, CONTAINED, metric, wait_for},
-    net::{EXTERNAL_V4, NODE, Wires},
+    net::{EXTERNAL_V4, NODE, Wires, run},
     pods::{Container, uid},
     process::Traffic,
     world::{CONFIG, World},
@@ -119,18 +119,29 @@ fn ordinary_traffic_is_never_taken_for_it() -> Result<()> {
 fn what_the_kernel_answers_by_itself_is_never_taken_for_it() -> Result<()> {
     let (world, _node) = World::uplinked(|_, setup| setup.configure(CONFIG))?;
     let (container, _idle) = watched(&world)?;
-    let before = world.read(&[&container])?;
-    // Whoever wants a pod evicted could ping it, or knock at closed doors.
-    let echo = format!(
-        "frame-send --device world0 --size 1400 --count 20000 --echo {EXTERNAL_V4} {} --mac 02:00:00:00:00:01",
-        NODE[1]
-    );
-    Traffic::run(&world.wires.world, None, &echo)?;
-    let knock = format!("udp-scan --address {} --ports 5000 --rounds 4", NODE[1]);
-    Traffic::run(&world.wires.world, None, &knock)?;
-    let wire = world.read(&[&container])?.wire - before.wire;
-    ensure!(wire.tx.bytes > 20_000_000, "the kernel has not answered: {wire:?}");
-    ensure!(of_pod(&world, BYPASSED, 1)? == 0, "{} bytes are told", of_pod(&world, BYPASSED, 1)?);
+    // Raw sockets take a copy of what it answers.
+    for sockets in [0, 1, 3] {
+        let copy = format!("copy --sockets {sockets}");
+        let mut copies = Traffic::attack(&world.wires.node, Some(&container), &copy)?;
+        copies.socket_made()?;
+        let before = world.read(&[&container])?;
+        // Whoever wants a pod evicted could ping it, or knock at closed doors.
+        let echo = format!(
+            "frame-send --device world0 --size 1400 --count 20000 --echo {EXTERNAL_V4} {} --mac 02:00:00:00:00:01",
+            NODE[1]
+        );
+        Traffic::run(&world.wires.world, None, &echo)?;
+        let knock = format!("udp-scan --address {} --ports 5000 --rounds 4", NODE[1]);
+        Traffic::run(&world.wires.world, None, &knock)?;
+        let after = world.read(&[&container])?;
+        let wire = after.wire - before.wire;
+        ensure!(wire.tx.bytes > 20_000_000, "the kernel has not answered: {wire:?}");
+        let copied = after.metered.rx.bytes - before.metered.rx.bytes;
+        ensure!(copied >= sockets * 20_000_000, "{sockets} raw sockets have taken {copied} bytes");
+        let told = of_pod(&world, BYPASSED, 1)?;
+        ensure!(told == 0, "{told} bytes are told beside {sockets} raw sockets");
+        ensure!(of_pod(&world, WATCHED, 1)? == 1, "{}", world.agent().log()?);
+    }
     Ok(())
 }
 
@@ -189,6 +200,24 @@ fn it_is_a_breach_that_no_containment_holds_and_an_eviction_ends() -> Result<()>
     let declined = "egress_guard_declined_total{action=\"contain\",reason=\"bypass\"}";
     ensure!(metrics.get(declined) == Some(1), "{:?}", world.agent().log()?);
     Ok(())
+}
+
+#[test]
+fn a_pod_that_has_another_way_out_is_not_watched() -> Result<()> {
+    let other = Wires::new()?;
+    let (world, _node) = World::uplinked(|_, setup| setup.configure(CONFIG))?;
+    let (pod, elsewhere) = (&world.wires.node.name, &other.world.name);
+    run(&format!("ip -n {pod} link add net1 type veth peer name far netns {elsewhere}"))?;
+    // On top of what it has, that is another matter.
+    run(&format!("ip -n {pod} link add within type veth peer name within1"))?;
+    let container = world.container(1, 1)?;
+    let _idle = Traffic::shell(&world.wires.node, Some(&container), "exec sleep 600")?;
+    world
+        .agent()
+        .hear("is not watched: it has an interface that has no veth's end on the node", Duration::from_secs(15))?;
+    ensure!(of_pod(&world, WATCHED, 1)? == 0);
+    run(&format!("ip -n {pod} link del net1"))?;
+    wait_until_watched(&world, 1, 1)
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn v6(extensions: &[(u8, u8)], protocol: u8, tcp_words: u8, len: usize) -> Vec<u
 }
 
 fn tally(bytes: u64, packets: u64) -> Tally {
-    Tally { bytes: [0, bytes], packets: [0, packets], dropped: 0 }
+    Tally { bytes: [0, bytes], packets: [0, packets], other: 0 }
 }
 
 #[test]

@@ -192,6 +192,26 @@ fn no_way_of_sending_goes_uncounted() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn what_a_container_sends_to_many_it_has_not_received() -> Result<()> {
+    let world = World::new(CONFIG)?;
+    let container = world.container(1, 1)?;
+    let device = world.wires.node.index()?;
+    for (to, headers) in
+        [("203.0.113.255:9200", 28), ("239.1.2.3:9200", 28), (&*format!("[ff12::7%{device}]:9200"), 48)]
+    {
+        let before = world.read(&[&container])?;
+        let heard = format!("heard --to {to} --count 50 --size 700");
+        Traffic::attack(&world.wires.node, Some(&container), &heard)?.finish()?;
+        let after = world.read(&[&container])?;
+        let (metered, wire) = (after.metered - before.metered, after.wire - before.wire);
+        // Who joins or leaves a group says so by himself, beside the socket.
+        ensure!(metered.tx == Wire { bytes: 50 * (700 + headers), packets: 50 }, "{to}: {metered:?}");
+        ensure!(metered.rx == wire.rx, "{to}: the meter says {metered:?}, the wire {wire:?}");
+    }
+    Ok(())
+}
+
 /// Sends so from a container: its meter, the node's and the wire agree. What the world's kernel answers to nobody's socket is
 /// not about that.
 fn sent(world: &World, container: &Container, way: &str) -> Result<Wire> {

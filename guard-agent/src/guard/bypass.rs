@@ -92,7 +92,12 @@ impl Bypass {
 
     /// A container has no meter: what it sends is not told from what bypasses.
     pub(super) fn unmetered(&mut self, path: &str) {
-        self.unmetered.insert(key(path), clock::boottime());
+        let key = key(path);
+        // At once: what it has sent by the next sample is in no meter.
+        if let Some(unit) = self.units.get_mut(&key).filter(|unit| !unit.is_past()) {
+            unit.leave(Unwatched::Unmetered);
+        }
+        self.unmetered.insert(key, clock::boottime());
     }
 
     /// A container has got its meter some time after it was made. What it sent until then bypassed nothing.
@@ -129,6 +134,9 @@ impl Bypass {
                 unit.attached.insert(owner.cgroup_id, owner.path.clone());
             }
         }
+        // An interface of that name may be another pod's before the last meters are read.
+        let over = |unit: &&mut Unit| unit.attached.is_empty() && matches!(unit.state, State::Watched { .. });
+        self.units.values_mut().filter(over).for_each(|unit| unit.leave(Unwatched::New));
         self.forget(&meters);
         meters
     }
@@ -150,6 +158,7 @@ impl Bypass {
         // Walks may fail, and the node may have been suspended: time alone gives nobody a meter.
         self.unmetered.retain(|_, since| now.saturating_sub(*since) < UNMETERED || *since >= self.walked);
         for key in self.unmetered.keys() {
+            // One that was not known then.
             if let Some(unit) = self.units.get_mut(key).filter(|unit| !unit.is_past()) {
                 unit.leave(Unwatched::Unmetered);
             }
@@ -164,7 +173,10 @@ impl Bypass {
             return;
         }
         self.looked = now;
-        if let Err(error) = self.find(root) {
+        // What changed while it was listed is listed again with the next look.
+        if let Err(error) = self.find(root, now)
+            && error.kind() != io::ErrorKind::Interrupted
+        {
             self.say(format!(
                 "the node's interfaces cannot be listed: {error}. It takes CAP_NET_ADMIN, and the node's process ids (hostPID: \
                  true in a pod)"
@@ -172,7 +184,7 @@ impl Bypass {
         }
     }
 
-    fn find(&mut self, root: &std::path::Path) -> io::Result<()> {
+    fn find(&mut self, root: &std::path::Path, now: u64) -> io::Result<()> {
         let Some(uplinks) = &mut self.uplinks else { return Ok(()) };
         let (node, links) = uplinks.links()?;
         let mut places = BTreeMap::new();
@@ -188,9 +200,14 @@ impl Bypass {
                     // The oldest first: in a pod that is the sandbox.
                     let mut place = Place::Nowhere;
                     for path in unit.attached.values() {
-                        place = uplinks.place(node, &root.join(path))?;
-                        if place != Place::Nowhere {
-                            break;
+                        match uplinks.place(node, &root.join(path))? {
+                            Place::Nowhere => {}
+                            found @ (Place::Node | Place::In(_)) => {
+                                place = found;
+                                break;
+                            }
+                            // Another container may be where the pod is.
+                            found @ (Place::Unseen | Place::Apart) => place = found,
                         }
                     }
                     place
@@ -198,16 +215,34 @@ impl Bypass {
             };
             places.insert(Arc::clone(key), place);
         }
+        let mut failed = Ok(());
+        for (key, place) in &places {
+            let others = places.values().filter(|other| matches!(place, Place::In(_)) && *other == place).count();
+            let Some(unit) = self.units.get_mut(key) else { continue };
+            if let Place::In(netns) = *place
+                && others == 1
+            {
+                let own: Vec<_> = links.iter().filter(|link| link.peer == Some(netns)).collect();
+                // A runtime may give it further interfaces once it is there.
+                if now.saturating_sub(unit.since) >= NEW && unit.is_watched_by(netns, &own) {
+                    continue;
+                }
+                match uplinks.links_of(netns) {
+                    Ok(Some(inside)) => unit.watch(netns, &own, node, &inside),
+                    Ok(None) => unit.leave(Unwatched::New),
+                    Err(error) => {
+                        unit.leave(Unwatched::New);
+                        failed = Err(error);
+                    }
+                }
+            } else {
+                unit.stay_out(*place);
+            }
+        }
         if !places.is_empty() && places.values().all(|place| matches!(place, Place::Unseen)) {
             self.say("the agent does not see the containers' processes: set hostPID: true in its pod".to_owned());
         }
-        for (key, place) in &places {
-            let others = places.values().filter(|other| matches!(place, Place::In(_)) && *other == place).count();
-            if let Some(unit) = self.units.get_mut(key) {
-                unit.settle(*place, others > 1, &links);
-            }
-        }
-        Ok(())
+        failed
     }
 }
 

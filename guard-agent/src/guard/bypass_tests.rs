@@ -3,7 +3,7 @@ use std::path::Path;
 use super::*;
 use crate::{
     core::bypass::{Frames, Gap, Reading},
-    node::uplinks::Netns,
+    node::uplinks::{Link, Netns},
 };
 
 const S: u64 = 1_000_000_000;
@@ -43,6 +43,7 @@ fn what_one_sent_whose_meter_came_late_bypassed_nothing() {
 fn one_without_a_meter_is_not_watched_before_a_walk_has_seen_it_have_one() {
     let mut bypass = watched();
     bypass.unmetered(PATH);
+    assert_eq!(take(&mut bypass, 1, 10 << 20), None, "what it has sent by then bypassed nothing");
     let since = bypass.unmetered[PATH];
     let later = since + 2 * UNMETERED;
     bypass.look(Path::new("/"), later);
@@ -75,4 +76,93 @@ fn a_series_goes_on_with_the_successor_of_a_pod_whose_meters_are_forgotten() {
     assert_eq!(told, [("another", None), ("second", Some(950))]);
     bypass.forget(&left(&["another"]));
     assert_eq!(bypass.units.values().map(|unit| unit.bytes).collect::<Vec<_>>(), [None], "nobody goes on");
+}
+
+/// An interface with its other end in a namespace, and that end.
+fn pair(index: i32, peer: i32) -> [Link; 2] {
+    let kind = Some("veth".to_owned());
+    let end = Link { index, name: format!("veth{index}"), kind, loopback: false, lower: index + 100, peer: None };
+    let (node, inside) = (Netns::numbered(peer), Netns::numbered(0));
+    [Link { peer: Some(node), ..end.clone() }, Link { index: index + 100, lower: index, peer: Some(inside), ..end }]
+}
+
+#[test]
+fn a_pod_with_an_interface_that_leads_elsewhere_is_not_watched() {
+    let [end, eth0] = pair(7, 1);
+    let own = Link { peer: None, lower: 0, ..eth0.clone() };
+    let lo = Link { kind: None, loopback: true, ..own.clone() };
+    let of_kind = |kind: Option<&str>, below: &Link| Link { kind: kind.map(str::to_owned), ..below.clone() };
+    let outcome = |ends: &[&Link], inside: &[Link]| {
+        let mut unit = Unit::new(Labels::default(), 0);
+        unit.watch(Netns::numbered(1), ends, Netns::numbered(0), inside);
+        match unit.state {
+            State::Watched { links, .. } => Ok(links.len()),
+            State::Not(why) => Err(why),
+        }
+    };
+    let beside = Err(Unwatched::Beside);
+    assert_eq!(outcome(&[&end], &[lo.clone(), eth0.clone()]), Ok(1));
+    assert_eq!(outcome(&[], &[lo.clone(), eth0.clone()]), Err(Unwatched::NoUplink));
+    let [end2, eth1] = pair(8, 1);
+    assert_eq!(outcome(&[&end, &end2], &[lo.clone(), eth0.clone(), eth1.clone()]), Ok(2));
+    // Bridges, tunnels and what is on top of its own interface send by that.
+    for kind in ["bridge", "tun", "macvlan", "veth"] {
+        assert_eq!(outcome(&[&end], &[eth0.clone(), of_kind(Some(kind), &own)]), Ok(1), "{kind}");
+    }
+    // On top of the node's, the other end of which is elsewhere, or a device of the machine's.
+    let apart = Link { lower: 3, ..eth1.clone() };
+    for kind in [Some("macvlan"), Some("ipvlan"), Some("vlan"), Some("veth")] {
+        assert_eq!(outcome(&[&end], &[eth0.clone(), of_kind(kind, &apart)]), beside, "{kind:?}");
+    }
+    for kind in [None, Some("ipoib"), Some("wireguard")] {
+        assert_eq!(outcome(&[&end], &[eth0.clone(), of_kind(kind, &own)]), beside, "{kind:?}");
+    }
+    // Its number says nothing where it is another namespace's.
+    let far = Link { peer: Some(Netns::numbered(4)), ..eth0.clone() };
+    assert_eq!(outcome(&[&end], &[eth0.clone(), far.clone()]), beside);
+    assert_eq!(outcome(&[&end], &[far]), beside);
+    assert_eq!(outcome(&[&end], &[lo.clone()]), beside, "the other end is not there");
+    // The node's end of a netkit does not count what is redirected.
+    assert_eq!(outcome(&[&of_kind(Some("netkit"), &end)], &[of_kind(Some("netkit"), &eth0)]), beside);
+}
+
+#[test]
+fn interfaces_that_come_or_have_become_others_are_compared_anew() {
+    let ([end, eth0], [end2, _]) = (pair(7, 1), pair(8, 1));
+    let mut unit = Unit::new(Labels::default(), 0);
+    let netns = Netns::numbered(1);
+    assert!(!unit.is_watched_by(netns, &[&end]));
+    unit.watch(netns, &[&end], Netns::numbered(0), &[eth0]);
+    assert!(unit.is_watched_by(netns, &[&end]));
+    assert!(!unit.is_watched_by(Netns::numbered(2), &[&end]));
+    assert!(!unit.is_watched_by(netns, &[&end, &end2]) && !unit.is_watched_by(netns, &[]));
+    let another = Link { index: 9, ..end };
+    assert!(!unit.is_watched_by(netns, &[&another]), "it bears the old name");
+}
+
+#[test]
+fn a_pod_without_containers_is_compared_with_no_interface_of_the_same_name() {
+    let mut bypass = watched();
+    let owner = |gone| Owner {
+        cgroup_id: 5,
+        path: PATH.into(),
+        extra: true,
+        since: 0,
+        gone,
+        identity: identity::extra_container(PATH),
+        labels: Labels::default(),
+    };
+    bypass.know(0, [(&owner(None), Totals::default())].into_iter());
+    assert!(matches!(bypass.units[PATH].state, State::Watched { .. }));
+    bypass.know(0, [(&owner(Some(1)), Totals::default())].into_iter());
+    assert!(matches!(bypass.units[PATH].state, State::Not(Unwatched::New)));
+    assert_eq!(take(&mut bypass, 1, 10 << 20), None);
+}
+
+#[test]
+fn an_interface_that_counts_less_is_another_one_and_has_to_be_found_out() {
+    let mut bypass = watched();
+    assert!(take(&mut bypass, 1, 10 << 20).is_some());
+    assert_eq!(take(&mut bypass, 2, 9 << 20), None);
+    assert!(matches!(bypass.units[PATH].state, State::Not(Unwatched::New)));
 }

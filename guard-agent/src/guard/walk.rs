@@ -20,6 +20,9 @@ use crate::{
 /// For how many containers to come the programs are loaded ahead: as many as a node starts in a burst.
 const SPARE: usize = 16;
 
+/// A meter that is there so soon after its cgroup's mkdir, in nanoseconds, was there before a runtime started a process in it.
+const LATE: u64 = 10_000_000;
+
 impl Guard {
     /// Keeps the node meter on the pods' root, or puts it on a new one.
     pub(super) fn find_pods_root(&mut self) -> Result<(), GuardError> {
@@ -177,10 +180,11 @@ impl Guard {
                 return self.write(&[slot]);
             }
         };
-        if let Some(made_at) = made_at {
-            let nanos = clock::monotonic().saturating_sub(made_at);
+        let took = made_at.map(|made_at| clock::monotonic().saturating_sub(made_at));
+        if let Some(nanos) = took {
             self.metrics.attach_seconds.observe(nanos as f64 / 1e9);
-        } else {
+        }
+        if took.is_none_or(|nanos| nanos > LATE) {
             self.bypass.late(&path);
         }
         debug!(cgroup = path, slot = slot.0, "metered");

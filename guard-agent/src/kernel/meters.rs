@@ -362,7 +362,7 @@ pub fn sum(cpus: &[u8]) -> Totals {
         }
     }
     let tally =
-        |lane: &[u64]| guard_common::Tally { bytes: [lane[0], lane[1]], packets: [lane[2], lane[3]], dropped: lane[4] };
+        |lane: &[u64]| guard_common::Tally { bytes: [lane[0], lane[1]], packets: [lane[2], lane[3]], other: lane[4] };
     Totals { egress: tally(&words[..LANE]), ingress: tally(&words[LANE..]) }
 }
 
@@ -378,7 +378,7 @@ mod tests {
         let words: Vec<u8> = words.into_iter().flat_map(u64::to_ne_bytes).collect();
         let totals = sum(&words);
         // Three CPUs of 16 words each: word i is i + (i + 16) + (i + 32).
-        assert_eq!((totals.egress.bytes, totals.egress.packets, totals.egress.dropped), ([48, 51], [54, 57], 60));
+        assert_eq!((totals.egress.bytes, totals.egress.packets, totals.dropped()), ([48, 51], [54, 57], 60));
         assert_eq!((totals.ingress.bytes, totals.ingress.packets), ([72, 75], [78, 81]));
     }
 }

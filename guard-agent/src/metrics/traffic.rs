@@ -94,7 +94,7 @@ fn standings(snapshot: &Snapshot) -> [MetricFamily; 3] {
     let each = |of: fn(&Standing) -> bool| {
         standings.iter().map(|(labels, standing)| gauge(&pairs(labels), f64::from(u8::from(of(standing))))).collect()
     };
-    let dropped = snapshot.series.iter().map(|(labels, totals)| counter(&pairs(labels), totals.egress.dropped as f64));
+    let dropped = snapshot.series.iter().map(|(labels, totals)| counter(&pairs(labels), totals.dropped() as f64));
     [
         family(
             "egress_guard_container_breached",

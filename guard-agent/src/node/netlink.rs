@@ -1,7 +1,7 @@
 //! The few requests of rtnetlink that tell whose an interface is (`rtnetlink(7)`, `include/uapi/linux/rtnetlink.h`,
 //! `if_link.h`, `net_namespace.h`). Three kinds of messages are no reason for a library with all of them.
 
-use std::{io, os::fd::OwnedFd, time::Duration};
+use std::{collections::BTreeMap, io, os::fd::OwnedFd, time::Duration};
 
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
@@ -16,14 +16,21 @@ const RTM_NEWNSID: u16 = 88;
 const RTM_GETNSID: u16 = 90;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_DUMP: u16 = 0x300;
 
 const IFLA_IFNAME: u16 = 3;
+const IFLA_LINK: u16 = 5;
+const IFLA_LINKINFO: u16 = 18;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_TARGET_NETNSID: u16 = 46;
+const IFLA_INFO_KIND: u16 = 1;
 const NETNSA_NSID: u16 = 1;
 const NETNSA_PID: u16 = 2;
+
+/// `ifi_type` of `lo` (`include/uapi/linux/if_arp.h`).
+const ARPHRD_LOOPBACK: u16 = 772;
 
 /// Without statistics: adding them up over all CPUs is most of a link's cost.
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
@@ -36,6 +43,8 @@ const HEADER: usize = 16;
 const IFINFO: usize = 16;
 /// More than the kernel puts into one answer (32 KiB).
 const ANSWER: usize = 64 << 10;
+/// How often a list is asked for that changes meanwhile.
+const ATTEMPTS: usize = 5;
 /// The kernel answers at once.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -51,15 +60,21 @@ impl Netns {
     }
 }
 
-/// An interface of which the other end is in another network namespace.
+/// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Its index; no other interface of its namespace gets the same again.
     pub index: i32,
     /// Its name.
     pub name: String,
-    /// Where the other end is.
-    pub peer: Netns,
+    /// What it is, as `ip link add` calls it: `veth`. `None`: a device of the machine's, or `lo`.
+    pub kind: Option<String>,
+    /// Whether it is `lo`.
+    pub loopback: bool,
+    /// The index of its other end, or of what it sends by.
+    pub lower: i32,
+    /// Where that is, if it is in another network namespace, as seen from the interface's.
+    pub peer: Option<Netns>,
 }
 
 /// A socket of rtnetlink.
@@ -98,18 +113,29 @@ impl Netlink {
         self.netns(pid)
     }
 
-    /// The interfaces of a namespace whose other ends are in others. Takes `CAP_NET_ADMIN` there (kernel 4.20).
+    /// The interfaces of a namespace. Takes `CAP_NET_ADMIN` there (kernel 4.20).
+    /// `EINVAL`: there is no namespace of this number any more.
     pub(super) fn links(&mut self, of: Netns) -> io::Result<Vec<Link>> {
-        let mut links = Vec::new();
         let request = attribute(&[0; IFINFO], IFLA_TARGET_NETNSID, of.0.to_ne_bytes());
         let request = attribute(&request, IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
-        self.ask(RTM_GETLINK, NLM_F_DUMP, &request, |kind, body| {
-            links.extend(Some(body).filter(|_| kind == RTM_NEWLINK).and_then(link));
-        })?;
-        Ok(links)
+        let mut attempts = 0;
+        loop {
+            let mut links = BTreeMap::new();
+            let listed = self.ask(RTM_GETLINK, NLM_F_DUMP, &request, |kind, body| {
+                let link = Some(body).filter(|_| kind == RTM_NEWLINK).and_then(link);
+                links.extend(link.map(|link| (link.index, link)));
+            });
+            attempts += 1;
+            match listed {
+                Ok(()) => return Ok(links.into_values().collect()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && attempts < ATTEMPTS => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
-    /// Sends a request and takes what is answered, message by message.
+    /// Sends a request and takes what is answered, message by message. `Interrupted`: what is listed changed meanwhile, so
+    /// something may be missing, or be there twice.
     fn ask(&mut self, kind: u16, flags: u16, body: &[u8], mut take: impl FnMut(u16, &[u8])) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut message = Vec::with_capacity(HEADER + body.len());
@@ -120,22 +146,24 @@ impl Netlink {
         message.extend([0; 4]);
         message.extend(body);
         send(&self.socket, &message, SendFlags::empty())?;
-        let mut answer = vec![0; ANSWER];
+        let (mut answer, mut interrupted) = (vec![0; ANSWER], false);
         loop {
             let (_, length) = recv(&self.socket, answer.as_mut_slice(), RecvFlags::TRUNC)?;
             let mut rest = answer.get(..length).ok_or_else(|| io::Error::other("an answer of netlink is too long"))?;
-            while let Some((kind, sequence, body, next)) = message_of(rest) {
+            while let Some(Message { kind, flags: said, sequence, body, next }) = message_of(rest) {
                 rest = next;
                 // What is left of a request that was given up is not for this one.
                 if sequence != self.sequence {
                     continue;
                 }
+                interrupted |= said & NLM_F_DUMP_INTR != 0;
                 match kind {
-                    NLMSG_DONE => return Ok(()),
-                    NLMSG_ERROR => {
+                    // A list may end with an error as well.
+                    NLMSG_DONE | NLMSG_ERROR => {
                         return match body.get(..4).and_then(number) {
-                            Some(0) => Ok(()),
-                            Some(error) => Err(io::Error::from_raw_os_error(error.saturating_neg())),
+                            Some(error) if error < 0 => Err(io::Error::from_raw_os_error(error.saturating_neg())),
+                            Some(_) if interrupted => Err(io::ErrorKind::Interrupted.into()),
+                            Some(_) => Ok(()),
                             None => Err(io::Error::other("an answer of netlink is cut off")),
                         };
                     }
@@ -149,13 +177,24 @@ impl Netlink {
     }
 }
 
-/// Kind, sequence number and body of the first message, and what comes after it.
-fn message_of(bytes: &[u8]) -> Option<(u16, u32, &[u8], &[u8])> {
+/// A message, and what comes after it.
+#[derive(Debug, PartialEq)]
+struct Message<'a> {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    body: &'a [u8],
+    next: &'a [u8],
+}
+
+/// The first message.
+fn message_of(bytes: &[u8]) -> Option<Message<'_>> {
     let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
     let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
+    let flags = u16::from_ne_bytes(*bytes.get(6..)?.first_chunk()?);
     let sequence = u32::from_ne_bytes(*bytes.get(8..)?.first_chunk()?);
     let body = bytes.get(HEADER..length)?;
-    Some((kind, sequence, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+    Some(Message { kind, flags, sequence, body, next: bytes.get(length.next_multiple_of(4)..).unwrap_or_default() })
 }
 
 /// The attributes behind a header of so many bytes: kind and value of each.
@@ -184,18 +223,27 @@ fn attribute(request: &[u8], kind: u16, value: [u8; 4]) -> Vec<u8> {
     request
 }
 
-/// `None`: its other end, if it has one, is in the same namespace.
+fn text(value: &[u8]) -> Option<String> {
+    str::from_utf8(value).ok().map(|text| text.trim_end_matches('\0').to_owned())
+}
+
 fn link(body: &[u8]) -> Option<Link> {
+    let loopback = body.get(2..)?.first_chunk().map(|kind| u16::from_ne_bytes(*kind))? == ARPHRD_LOOPBACK;
     let index = number(body.get(4..)?)?;
-    let (mut name, mut peer) = (None, None);
+    let (mut name, mut info_kind, mut lower, mut peer) = (None, None, 0, None);
     for (kind, value) in attributes(body, IFINFO) {
         match kind {
-            IFLA_IFNAME => name = str::from_utf8(value).ok().map(|name| name.trim_end_matches('\0').to_owned()),
-            IFLA_LINK_NETNSID => peer = number(value).filter(|id| *id >= 0).map(Netns),
+            IFLA_IFNAME => name = text(value),
+            IFLA_LINK => lower = number(value)?,
+            IFLA_LINKINFO => {
+                let kind = attributes(value, 0).find(|(kind, _)| *kind == IFLA_INFO_KIND);
+                info_kind = kind.and_then(|(_, value)| text(value));
+            }
+            IFLA_LINK_NETNSID => peer = number(value).map(Netns),
             _ => {}
         }
     }
-    Some(Link { index, name: name?, peer: peer? })
+    Some(Link { index, name: name?, kind: info_kind, loopback, lower, peer })
 }
 
 #[cfg(test)]
@@ -219,13 +267,22 @@ mod tests {
         body.extend(9_u16.to_ne_bytes());
         body.extend(IFLA_IFNAME.to_ne_bytes());
         body.extend(b"veth\0\0\0\0");
-        let alone = body.clone();
+        let alone = Link { index: 12, name: "veth".into(), kind: None, loopback: false, lower: 0, peer: None };
+        assert_eq!(link(&body), Some(alone.clone()));
         let body = attribute(&body, 0x8000 | 0x3d, [0; 4]);
         let body = attribute(&body, IFLA_LINK_NETNSID, 3_i32.to_ne_bytes());
-        assert_eq!(link(&body), Some(Link { index: 12, name: "veth".into(), peer: Netns(3) }));
-        assert_eq!(link(&alone), None, "it has no other end");
-        let unknown = attribute(&alone, IFLA_LINK_NETNSID, (-1_i32).to_ne_bytes());
-        assert_eq!(link(&unknown), None, "nobody knows where its other end is");
+        let mut body = attribute(&body, IFLA_LINK, 7_i32.to_ne_bytes());
+        body.extend(16_u16.to_ne_bytes());
+        body.extend(IFLA_LINKINFO.to_ne_bytes());
+        body.extend(9_u16.to_ne_bytes());
+        body.extend(IFLA_INFO_KIND.to_ne_bytes());
+        body.extend(b"veth\0\0\0\0");
+        let pair = Link { kind: Some("veth".into()), lower: 7, peer: Some(Netns(3)), ..alone.clone() };
+        assert_eq!(link(&body), Some(pair));
+        let mut lo = vec![0; IFINFO];
+        lo[2..4].copy_from_slice(&ARPHRD_LOOPBACK.to_ne_bytes());
+        let lo = link(&attribute(&lo, IFLA_IFNAME, *b"lo\0\0")).expect("a link");
+        assert!(lo.loopback && lo.name == "lo" && lo.index == 0, "{lo:?}");
     }
 
     #[test]
@@ -234,7 +291,7 @@ mod tests {
         let whole = [message(RTM_NEWLINK, &whole), message(NLMSG_DONE, &[0; 4])].concat();
         for end in 0..whole.len() {
             let mut rest = &whole[..end];
-            while let Some((_, sequence, body, next)) = message_of(rest) {
+            while let Some(Message { sequence, body, next, .. }) = message_of(rest) {
                 assert_eq!(sequence, 7);
                 let _link = link(body);
                 rest = next;
@@ -243,6 +300,13 @@ mod tests {
         // A length of nothing is no message, and no endless loop.
         assert_eq!(message_of(&[0; 64]), None);
         assert_eq!(attributes(&[0; 64], 0).count(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_listed_is_no_empty_list() {
+        let mut netlink = Netlink::open().expect("a socket");
+        let error = netlink.links(Netns(i32::MAX)).expect_err("there is no such namespace");
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "{error}");
     }
 
     #[test]

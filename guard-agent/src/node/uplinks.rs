@@ -36,28 +36,40 @@ impl Uplinks {
         Ok(Self { netlink: Netlink::open()?, node })
     }
 
-    /// The node's network namespace, and its interfaces that have their other ends in others. Takes `CAP_NET_ADMIN`. What is
-    /// numbered keeps its number for as long as the namespace is there.
+    /// The node's network namespace, and its interfaces. Takes `CAP_NET_ADMIN`. What is numbered keeps its number for as long as
+    /// the namespace is there.
     pub fn links(&mut self) -> io::Result<(Netns, Vec<Link>)> {
         let unnumbered = || io::Error::other(format!("the network namespace of process {} gets no number", self.node));
         let node = self.netlink.number(self.node)?.ok_or_else(unnumbered)?;
         Ok((node, self.netlink.links(node)?))
     }
 
+    /// The interfaces of another network namespace. Takes `CAP_NET_ADMIN`, too. `None`: it has just ended.
+    pub fn links_of(&mut self, netns: Netns) -> io::Result<Option<Vec<Link>>> {
+        match self.netlink.links(netns) {
+            Ok(links) => Ok(Some(links)),
+            // No namespace has the number any more (`rtnl_get_net_ns_capable`).
+            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Where a cgroup's processes send from. To be asked after [`Self::links`], which numbers all namespaces that matter.
     pub fn place(&mut self, node: Netns, cgroup: &Path) -> io::Result<Place> {
         let processes = processes::of(cgroup)?;
+        let mut place = if processes.foreign { Place::Unseen } else { Place::Nowhere };
         for pid in processes.pids {
             match self.netlink.netns(pid) {
                 Ok(Some(found)) if found == node => return Ok(Place::Node),
                 Ok(Some(found)) => return Ok(Place::In(found)),
-                Ok(None) => return Ok(Place::Apart),
+                // Another of them may not have gone apart.
+                Ok(None) => place = Place::Apart,
                 // It has just ended.
                 Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(if processes.foreign { Place::Unseen } else { Place::Nowhere })
+        Ok(place)
     }
 
     /// What all of the node's interfaces have counted, by name and from the pods' side: what the node received they sent.

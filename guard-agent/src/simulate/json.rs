@@ -63,7 +63,7 @@ fn container(container: &Container) -> Value {
         "container": container,
         "policy": policy.as_ref().map(|policy| &policy.name),
         "egress": {"cluster": totals.egress.bytes[0], "external": totals.egress.bytes[1]},
-        "egress_dropped": totals.egress.dropped,
+        "egress_dropped": totals.dropped(),
         "ingress": {"cluster": totals.ingress.bytes[0], "external": totals.ingress.bytes[1]},
         "baseline_unlearned": unlearned,
     })

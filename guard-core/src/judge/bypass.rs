@@ -1,5 +1,7 @@
 //! What passes by the meters of a pod.
 
+use std::cmp::Reverse;
+
 use super::{Judge, told::Effect};
 use crate::{
     breach::{ContainerId, Limit},
@@ -10,16 +12,17 @@ use crate::{
 
 impl Judge {
     /// So many bytes left by the interface of these containers, which are all of a pod, between `from` and `now`, and no
-    /// meter saw them. Whose they are nobody knows: the breach is one of a container whose policy limits that, and of the same
-    /// one as long as it lasts.
+    /// meter saw them. Whose they are nobody knows: the breach is one of a container whose policy limits that, the loosest if
+    /// there are several, and of the same one as long as it lasts.
     pub fn bypassed(&mut self, from: u64, now: u64, containers: &[ContainerId], bytes: u64) -> Vec<Effect> {
         let limits = |id: ContainerId| Some((id, self.containers.get(&id)?.facts.policy.as_ref()?.egress.bypass?));
         let is_open = |id| self.watch.of(id).any(|open| open.breach.limit == Limit::Bypass);
-        // The sandbox, which has no name, is what an operator would look at last.
         let limited = containers.iter().filter_map(|id| limits(*id));
-        let Some((id, limit)) = limited.min_by_key(|(id, _)| (!is_open(*id), !self.is_named(*id), *id)) else {
-            return vec![];
+        // The sandbox, which has no name, is what an operator would look at last.
+        let order = |(id, limit): &(ContainerId, RateLimit)| {
+            (!is_open(*id), Reverse(limit.rate.bytes_per_second()), !self.is_named(*id), *id)
         };
+        let Some((id, limit)) = limited.min_by_key(order) else { return vec![] };
         let bucket = self.bypass.entry(id).or_insert(Bucket::full());
         if bucket.take_evenly(from, now, bytes, limit) == Taken::Within {
             return vec![];

@@ -4,13 +4,17 @@ const ALSO: ContainerId = ContainerId(3);
 
 /// Containers of one pod, of which `limited` have a limit of what bypasses; evicted after ten seconds.
 fn pod(limited: &[ContainerId]) -> Judge {
+    pod_of(|id| if limited.contains(&id) { "l" } else { "o" })
+}
+
+fn pod_of(name: impl Fn(ContainerId) -> &'static str) -> Judge {
     let text = "mode: evict
 policies:
-  - {name: l, match: {containers: [l]}, egress: {rate: 1MB/s, bypass: 1MB/s}, onBreach: {contain: {block: true, for: 1m}, evict: {after: 10s}}}";
+  - {name: l, match: {containers: [l]}, egress: {rate: 1MB/s, bypass: 1MB/s}, onBreach: {contain: {block: true, for: 1m}, evict: {after: 10s}}}
+  - {name: loose, match: {containers: [loose]}, egress: {bypass: 5MB/s}}";
     let mut judge = Judge::new(settings(|_| text.to_owned()), Means::default());
     for id in [A, B, ALSO] {
-        let container = if limited.contains(&id) { "l" } else { "o" }.to_owned();
-        let names = Labels { container, ..Labels::default() };
+        let names = Labels { container: name(id).to_owned(), ..Labels::default() };
         assert_eq!(judge.appeared(0, id, About::in_pod(names, "uid", None)), []);
     }
     judge
@@ -40,6 +44,16 @@ fn what_bypasses_is_a_breach_of_one_container_that_no_containment_holds_and_an_e
     let evict = bypass(&mut judge, 12..=30);
     let [Effect::Act(Action::Evict { reason, .. })] = evict[..] else { panic!("{evict:?}") };
     assert_eq!(reason, breach(B));
+}
+
+#[test]
+fn of_several_limits_the_loosest_holds_whichever_container_came_first() {
+    for (a, b) in [("l", "loose"), ("loose", "l")] {
+        let mut judge = pod_of(|id| if id == A { a } else { b });
+        let Some(Effect::Opened(breach)) = bypass(&mut judge, 1..=60).into_iter().next() else { panic!("no breach") };
+        let loose = if a == "loose" { A } else { B };
+        assert_eq!((breach.container, breach.allowed), (loose, 5e6));
+    }
 }
 
 #[test]

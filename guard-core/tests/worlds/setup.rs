@@ -61,7 +61,7 @@ const fn size(bytes: u64) -> Size {
 pub(crate) fn sent(bytes: u64, dropped: u64) -> Totals {
     let mut totals = Totals::default();
     totals.egress.bytes[Class::External as usize] = bytes;
-    totals.egress.dropped = dropped;
+    totals.egress.other = dropped;
     totals
 }
 

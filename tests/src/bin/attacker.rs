@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead as _, IoSlice, IoSliceMut, Write as _},
     mem::MaybeUninit,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket},
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::net::{UnixListener, UnixStream},
@@ -48,6 +48,10 @@ enum Command {
     Uring(Packets),
     /// To a group, or to all of the subnet
     Many(Packets),
+    /// The same, and hears it itself
+    Heard(Packets),
+    /// Has raw sockets take copies of all pings and datagrams, and waits
+    Copy(Copies),
     /// Makes a socket, and hands it to whoever connects
     Lend(Lend),
     /// Takes a socket from there, and sends through it when told to
@@ -66,6 +70,13 @@ struct Packets {
     /// Bytes of payload of each
     #[arg(long, default_value_t = 700)]
     size: usize,
+}
+
+#[derive(Args)]
+struct Copies {
+    /// Sockets of each protocol
+    #[arg(long)]
+    sockets: usize,
 }
 
 #[derive(Args)]
@@ -115,6 +126,8 @@ fn main() -> Result<()> {
         Command::Splice(to) => splice(&to),
         Command::Uring(to) => uring(&to),
         Command::Many(to) => many(&to),
+        Command::Heard(to) => heard(&to),
+        Command::Copy(copies) => copy(&copies),
         Command::Lend(lend) => lend_out(&lend),
         Command::Borrow(borrow) => borrow_from(&borrow),
         Command::Powerless(powerless) => try_all(&powerless),
@@ -253,6 +266,52 @@ fn many(Packets { to, count, size }: &Packets) -> Result<()> {
         socket.send_to(&vec![0x77; *size], to)?;
         pause(index);
     }
+    Ok(())
+}
+
+/// How many sockets hear what is sent to many.
+const EARS: usize = 3;
+
+fn heard(packets @ Packets { to, count, size }: &Packets) -> Result<()> {
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let any: SocketAddr =
+        (if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv6Addr::UNSPECIFIED) }, to.port())
+            .into();
+    let ear = || -> Result<UdpSocket> {
+        let socket = socket(family, SocketType::DGRAM, None)?;
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        rustix::net::bind(&socket, &any)?;
+        let socket = UdpSocket::from(socket);
+        match to {
+            SocketAddr::V4(to) if to.ip().is_multicast() => {
+                socket.join_multicast_v4(to.ip(), &Ipv4Addr::new(203, 0, 113, 1))?;
+            }
+            SocketAddr::V4(_) => {}
+            SocketAddr::V6(to) => socket.join_multicast_v6(to.ip(), to.scope_id())?,
+        }
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        Ok(socket)
+    };
+    let ears = (0..EARS).map(|_| ear()).collect::<Result<Vec<_>>>()?;
+    many(packets)?;
+    for ear in ears {
+        for index in 0..*count {
+            let heard = ear.recv(&mut vec![0; 1 << 16]).with_context(|| format!("{index} of {count} are heard"))?;
+            ensure!(heard == *size, "{heard} bytes of {size}");
+        }
+    }
+    Ok(())
+}
+
+fn copy(Copies { sockets }: &Copies) -> Result<()> {
+    for protocol in [ipproto::ICMP, ipproto::UDP].repeat(*sockets) {
+        let socket = raw_socket(AddressFamily::INET, Some(protocol))?;
+        // One that is full gets none.
+        thread::spawn(move || while rustix::net::recv(&socket, &mut [0; 2048], RecvFlags::empty()).is_ok() {});
+    }
+    println!("waiting");
+    std::io::stdout().flush()?;
+    std::io::stdin().lock().read_line(&mut String::new())?;
     Ok(())
 }
 

@@ -25,6 +25,8 @@ pub(super) enum Unwatched {
     HostNetwork,
     /// No interface of the node leads to it.
     NoUplink,
+    /// It has another interface that sends past the node's, or one of which the node's end does not count all.
+    Beside,
     /// It shares its interface with others.
     Shared,
     /// A container of it has no meter.
@@ -64,8 +66,13 @@ impl Unwatched {
             Self::NoUplink => {
                 "no interface of the node leads to it alone (macvlan, ipvlan, SR-IOV, a nested namespace)"
             }
+            Self::Beside => {
+                "it has an interface that has no veth's end on the node (macvlan, SR-IOV, netkit, networks of its own)"
+            }
             Self::Shared => "it shares its network with others",
-            Self::Past => "what it receives does not come by its interface (eBPF host routing)",
+            Self::Past => {
+                "what it receives does not come by its interface (eBPF host routing, a network of its own within it)"
+            }
             Self::Unmetered => "not all of its containers have a meter",
         }
     }
@@ -109,27 +116,51 @@ impl Unit {
         (!lost).then_some(moved)
     }
 
-    /// Its place is known now.
-    pub(super) fn settle(&mut self, place: Place, shared: bool, links: &[Link]) {
-        match place {
-            Place::Nowhere => self.leave(Unwatched::New),
-            Place::Unseen => self.leave(Unwatched::Unseen),
-            Place::Node => self.leave(Unwatched::HostNetwork),
-            Place::Apart => self.leave(Unwatched::NoUplink),
-            Place::In(_) if shared => self.leave(Unwatched::Shared),
-            Place::In(_) if matches!(self.state, State::Watched { .. }) => {}
-            Place::In(netns) => {
-                let own = links.iter().filter(|link| link.peer == netns);
-                let links: Vec<_> = own.map(|link| (link.index, link.name.clone())).collect();
-                if links.is_empty() {
-                    self.leave(Unwatched::NoUplink);
-                } else {
-                    debug!(of = %self.labels, ?links, "what passes by its meters is watched");
-                    self.state = State::Watched { netns, links, gap: None };
-                    self.bytes.get_or_insert(0);
-                }
-            }
+    /// It is where nothing can be compared; one in a network namespace shares that.
+    pub(super) fn stay_out(&mut self, place: Place) {
+        self.leave(match place {
+            Place::Nowhere => Unwatched::New,
+            Place::Unseen => Unwatched::Unseen,
+            Place::Node => Unwatched::HostNetwork,
+            Place::Apart => Unwatched::NoUplink,
+            Place::In(_) => Unwatched::Shared,
+        });
+    }
+
+    /// Whether these are the interfaces that are compared already: no others, and no more.
+    pub(super) fn is_watched_by(&self, of: Netns, own: &[&Link]) -> bool {
+        let State::Watched { netns, links, .. } = &self.state else { return false };
+        let own = own.iter().map(|link| (link.index, link.name.as_str()));
+        *netns == of && own.eq(links.iter().map(|(index, name)| (*index, name.as_str())))
+    }
+
+    /// Compares the node's ends of its interfaces from now on, if it has no others. `inside`: those of its network namespace.
+    pub(super) fn watch(&mut self, netns: Netns, own: &[&Link], node: Netns, inside: &[Link]) {
+        if own.is_empty() {
+            return self.leave(Unwatched::NoUplink);
         }
+        let is_veth = |link: &Link| link.kind.as_deref() == Some("veth");
+        let is_end = |link: &Link, end: &Link| link.peer == Some(node) && link.lower == end.index;
+        let leads_elsewhere = |link: &Link| match (link.kind.as_deref(), link.peer) {
+            _ if link.loopback => false,
+            // A device of the machine's; and those that do not say whose they are.
+            (None | Some("ipoib" | "wireguard"), _) => true,
+            (Some(_), Some(_)) => own.iter().all(|end| !is_end(link, end)),
+            // On top of another one, or a tunnel.
+            (Some(_), None) => false,
+        };
+        if !own.iter().all(|end| is_veth(end) && inside.iter().any(|link| is_end(link, end)))
+            || inside.iter().any(leads_elsewhere)
+        {
+            return self.leave(Unwatched::Beside);
+        }
+        if self.is_watched_by(netns, own) {
+            return;
+        }
+        let links = own.iter().map(|link| (link.index, link.name.clone())).collect();
+        debug!(of = %self.labels, ?links, "what passes by its meters is watched");
+        self.state = State::Watched { netns, links, gap: None };
+        self.bytes.get_or_insert(0);
     }
 
     /// Compares. `Some`: so many bytes have passed by.
@@ -152,8 +183,13 @@ impl Unit {
             return None;
         };
         let bytes = match gap.take(&reading) {
-            Ok(0) | Err(Incomparable::Another) => return None,
+            Ok(0) => return None,
             Ok(bytes) => bytes,
+            // Whose that is has to be found out.
+            Err(Incomparable::Another) => {
+                self.leave(Unwatched::New);
+                return None;
+            }
             Err(Incomparable::Past) => {
                 self.leave(Unwatched::Past);
                 return None;

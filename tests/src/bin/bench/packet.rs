@@ -182,7 +182,7 @@ impl Variant {
         let counted = meter::counters(programs, slot)?;
         let counted = if hook == Hook::Egress { counted.egress } else { counted.ingress };
         let passed = counted.packets[Class::External as usize];
-        let dropped = counted.dropped / LEN as u64;
+        let dropped = counted.other / LEN as u64;
         ensure!(passed + dropped == runs, "{name}: {passed} packets passed and {dropped} were dropped of {runs}");
         let report = controls.report(Slot(slot));
         let empty = report.egress_empty.max(report.ingress_empty) > 0;
