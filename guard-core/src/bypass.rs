@@ -24,7 +24,7 @@ const ETHERNET: u64 = 14;
 /// The longest headers of a segment: IPv6's, TCP's, and timestamps. Of a super-packet an interface counts them once.
 const HEADERS: u64 = 72;
 
-/// What the kernel's errors are longer than what they answer, at the most: the headers of IPv6 and ICMPv6 (RFC 4443).
+/// What the kernel's errors are longer than what they answer, at the most: the headers of IPv6 and `ICMPv6` (RFC 4443).
 const ERROR: u64 = 48;
 
 /// What the kernel sends by itself, in bytes per second: ARP and neighbour discovery above all.
@@ -190,9 +190,8 @@ impl Silence {
         let (before, is_silent) = (*self, frames == 0);
         *self = match before {
             _ if !is_silent => Self::No,
-            Self::No => Self::Once,
             Self::Once | Self::Taken if taken > 0 => Self::Taken,
-            Self::Once | Self::Taken => Self::Once,
+            Self::No | Self::Once | Self::Taken => Self::Once,
         };
         before == Self::Taken && is_silent
     }

@@ -122,8 +122,8 @@ fn what_the_kernel_answers_by_itself_is_never_taken_for_it() -> Result<()> {
     // Raw sockets take a copy of what it answers.
     for sockets in [0, 1, 3] {
         let copy = format!("copy --sockets {sockets}");
-        let mut copies = Traffic::attack(&world.wires.node, Some(&container), &copy)?;
-        copies.socket_made()?;
+        let mut listener = Traffic::attack(&world.wires.node, Some(&container), &copy)?;
+        listener.socket_made()?;
         let before = world.read(&[&container])?;
         // Whoever wants a pod evicted could ping it, or knock at closed doors.
         let echo = format!(

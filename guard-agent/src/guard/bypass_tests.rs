@@ -121,7 +121,7 @@ fn a_pod_with_an_interface_that_leads_elsewhere_is_not_watched() {
     let far = Link { peer: Some(Netns::numbered(4)), ..eth0.clone() };
     assert_eq!(outcome(&[&end], &[eth0.clone(), far.clone()]), beside);
     assert_eq!(outcome(&[&end], &[far]), beside);
-    assert_eq!(outcome(&[&end], &[lo.clone()]), beside, "the other end is not there");
+    assert_eq!(outcome(&[&end], &[lo]), beside, "the other end is not there");
     // The node's end of a netkit does not count what is redirected.
     assert_eq!(outcome(&[&of_kind(Some("netkit"), &end)], &[of_kind(Some("netkit"), &eth0)]), beside);
 }
