@@ -188,6 +188,19 @@ impl Wires {
         Ok(())
     }
 
+    /// Lets nobody send a segment again because its acknowledgement is a few milliseconds late (tail loss probes), or 200. On a
+    /// busy machine it may be, and whoever sends a FIN twice gets two acknowledgements: if the second one comes when the socket
+    /// is gone, the kernel answers it with a reset, and neither is in a meter.
+    pub fn patient(&self) -> Result<()> {
+        for (Namespace { name, device }, own, peers) in [(&self.node, NODE, WORLD), (&self.world, WORLD, NODE)] {
+            run(&format!("ip netns exec {name} sysctl -qw net.ipv4.tcp_early_retrans=0"))?;
+            for (address, peer) in own.iter().zip(peers) {
+                run(&format!("ip -n {name} route replace {peer} dev {device} src {address} rto_min 5s"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes every packet take so many milliseconds longer in each direction.
     pub fn delay(&self, millis: u32) -> Result<()> {
         for Namespace { name, device } in [&self.node, &self.world] {

@@ -101,6 +101,7 @@ const SYN_ACK_OF_IPV6: (u32, u32) = (6, 6);
 fn tcp_bulk_with_segmentation_offload_both_ways() -> Result<()> {
     const BYTES: usize = 40_000_000;
     let world = World::new(CONFIG)?;
+    world.wires.patient()?;
     let container = world.container(1, 1)?;
     for (inside, outside) in [(NODE[1], EXTERNAL_V4), (NODE[3], EXTERNAL_V6)] {
         for write in [65536, 700] {
@@ -144,6 +145,7 @@ fn tcp_bulk_with_segmentation_offload_both_ways() -> Result<()> {
 fn tcp_super_packets_over_64_kib() -> Result<()> {
     const BYTES: usize = 200_000_000;
     let world = World::new(CONFIG)?;
+    world.wires.patient()?;
     let container = world.container(1, 1)?;
     run(&format!("ip -n {} link set node0 gso_max_size 190000", world.wires.node.name))?;
     let before = world.read(&[&container])?;
@@ -164,6 +166,7 @@ fn tcp_super_packets_over_64_kib() -> Result<()> {
 #[test]
 fn many_threads_on_all_cpus_while_softirqs_send_as_well() -> Result<()> {
     let world = World::new(CONFIG)?;
+    world.wires.patient()?;
     let container = world.container(1, 1)?;
     let threads = 4 * std::thread::available_parallelism()?.get();
     let outside = &world.wires.world;
@@ -288,6 +291,7 @@ fn what_the_kernel_sends_without_a_socket_is_not_charged() -> Result<()> {
 fn the_last_ack_of_the_side_that_closes_first_is_not_charged() -> Result<()> {
     const CONNECTIONS: u64 = 5;
     let world = World::new(CONFIG)?;
+    world.wires.patient()?;
     let container = world.container(1, 1)?;
     let sink = "tcp-sink --bytes 1000 --after-end 400";
     let sink = format!("{sink} --bind {} --connections {CONNECTIONS}", at(EXTERNAL_V4, 9013));
