@@ -67,11 +67,13 @@ pub fn count(ctx: &SkBuffContext, direction: Direction, slot: impl FnOnce() -> u
             atomic::add(&raw mut (*lane).tally.other, bytes);
         }
         if slot != NODE_SLOT {
-            let Some(control) = CONTROLS.get_ptr_mut(slot) else {
-                return PASS;
-            };
             let stops = match direction {
-                Direction::Egress => police::stops_egress(lane, control, class, bytes),
+                Direction::Egress => {
+                    let Some(control) = CONTROLS.get_ptr_mut(slot) else {
+                        return PASS;
+                    };
+                    police::stops_egress(lane, control, class, bytes)
+                }
                 Direction::Ingress => police::used_up(lane, class, bytes),
             };
             if stops {

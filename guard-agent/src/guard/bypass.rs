@@ -27,9 +27,9 @@ use crate::{
 
 /// The time between two looks at who has which interface, in nanoseconds.
 const LOOK: u64 = 10_000_000_000;
-/// The same while somebody is new.
+/// The least time, when somebody is new.
 const LOOK_NEW: u64 = 500_000_000;
-/// How long somebody is new, in nanoseconds.
+/// How long somebody may get further interfaces, in nanoseconds.
 const NEW: u64 = 30_000_000_000;
 /// How long a container without a meter keeps its pod from being watched, in nanoseconds: longer than from one attempt to meter
 /// it to the next.
@@ -94,7 +94,7 @@ impl Bypass {
     pub(super) fn unmetered(&mut self, path: &str) {
         let key = key(path);
         // At once: what it has sent by the next sample is in no meter.
-        if let Some(unit) = self.units.get_mut(&key).filter(|unit| !unit.is_past()) {
+        if let Some(unit) = self.units.get_mut(&key) {
             unit.leave(Unwatched::Unmetered);
         }
         self.unmetered.insert(key, clock::boottime());
@@ -159,17 +159,17 @@ impl Bypass {
         self.unmetered.retain(|_, since| now.saturating_sub(*since) < UNMETERED || *since >= self.walked);
         for key in self.unmetered.keys() {
             // One that was not known then.
-            if let Some(unit) = self.units.get_mut(key).filter(|unit| !unit.is_past()) {
+            if let Some(unit) = self.units.get_mut(key) {
                 unit.leave(Unwatched::Unmetered);
             }
         }
         let since = now.saturating_sub(self.looked);
-        let is_new = |unit: &Unit| {
-            let is_young = now.saturating_sub(unit.since) < NEW;
-            is_young && matches!(unit.state, State::Not(Unwatched::New)) && !unit.attached.is_empty()
+        // One that has no process yet is looked for again when it is twice as old.
+        let is_due = |unit: &Unit| {
+            let is_new = matches!(unit.state, State::Not(Unwatched::New)) && !unit.attached.is_empty();
+            is_new && since >= self.looked.saturating_sub(unit.since).max(LOOK_NEW)
         };
-        let is_new = self.units.values().any(is_new);
-        if self.uplinks.is_none() || since < LOOK_NEW || (since < LOOK && !is_new) {
+        if self.uplinks.is_none() || (since < LOOK && !self.units.values().any(is_due)) {
             return;
         }
         self.looked = now;

@@ -91,7 +91,7 @@ impl Unit {
 
     /// Leaves a unit unwatched; said once, of a pod.
     pub(super) fn leave(&mut self, why: Unwatched) {
-        if matches!(&self.state, State::Not(before) if *before == why) {
+        if self.is_past() || matches!(&self.state, State::Not(before) if *before == why) {
             return;
         }
         let of = &self.labels;

@@ -5,10 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use guard_tests::{
     agent::{Agent, Setup},
+    net::{Wires, run as command},
     pods::Pods,
+    process::Traffic,
 };
 use serde::Serialize;
 
@@ -36,6 +38,7 @@ policies:
 #[derive(Serialize)]
 pub(crate) struct Row {
     containers: u32,
+    interfaces: u32,
     cpu_percent_of_a_core: f64,
     rss_mib: f64,
     start_seconds: f64,
@@ -51,36 +54,64 @@ pub(crate) struct Report {
 }
 
 pub(crate) fn run(seconds: u64) -> Result<Report> {
-    let rows = [10, 250, 1000].into_iter().map(|containers| loaded(containers, seconds)).collect::<Result<Vec<_>>>()?;
+    let cases = [(10, false), (250, false), (250, true), (1000, false)];
+    let rows = cases.into_iter().map(|(containers, peopled)| loaded(containers, peopled, seconds));
+    let rows = rows.collect::<Result<Vec<_>>>()?;
     let cells = |row: &Row| {
         vec![
             row.containers.to_string(),
+            row.interfaces.to_string(),
             format!("{:.2} %", row.cpu_percent_of_a_core),
             format!("{:.1} MiB", row.rss_mib),
             format!("{:.0} us", row.sample_micros),
             format!("{:.2} s", row.start_seconds),
         ]
     };
-    table(&["containers", "CPU of a core", "RSS", "a sample", "start"], rows.iter().map(cells));
+    table(&["containers", "interfaces", "CPU of a core", "RSS", "a sample", "start"], rows.iter().map(cells));
     for row in rows.iter().filter(|row| row.containers == 250) {
-        judge("CPU at 250 containers", row.cpu_percent_of_a_core, 0.3, "% of a core");
-        judge("RSS at 250 containers", row.rss_mib, 20.0, "MiB");
+        let what = format!("at 250 containers with {} interfaces", row.interfaces);
+        judge(&format!("CPU {what}"), row.cpu_percent_of_a_core, 0.3, "% of a core");
+        judge(&format!("RSS {what}"), row.rss_mib, 20.0, "MiB");
     }
     attach(rows)
 }
 
-/// The agent with a sample each second, a scrape each [`SCRAPE`] and [`CONFIG`].
-fn loaded(containers: u32, seconds: u64) -> Result<Row> {
-    let pods = Pods::new()?;
+/// The agent with a sample each second, a scrape each [`SCRAPE`] and [`CONFIG`]. `peopled`: each container has a process, and
+/// each pod an interface, which is compared with the meters; otherwise they are empty cgroups.
+fn loaded(containers: u32, peopled: bool, seconds: u64) -> Result<Row> {
+    let (wires, pods) = (Wires::new()?, Pods::new()?);
+    let node = Traffic::shell(&wires.world, None, "exec sleep 600")?;
+    let mut processes: Vec<Traffic> = Vec::new();
     for n in 0..containers {
-        pods.container(n / 2, n % 2)?;
+        let (pod, nth) = (n / 2, n % 2);
+        let container = pods.container(pod, nth)?;
+        if !peopled {
+            continue;
+        }
+        let network = match processes.last() {
+            Some(first) if nth == 1 => format!("nsenter --net=/proc/{}/ns/net", first.pid()),
+            _ => "unshare --net".to_owned(),
+        };
+        let script = format!("exec {network} sh -c 'echo there; exec sleep 600'");
+        let mut process = Traffic::shell(&wires.node, Some(&container), &script)?;
+        process.line()?;
+        if nth == 0 {
+            let (node, pod_process) = (&wires.world.name, process.pid());
+            command(&format!("ip -n {node} link add pod{pod} type veth peer name eth0 netns {pod_process}"))?;
+        }
+        processes.push(process);
     }
-    let setup = Setup::new(&pods, CONFIG)?;
+    let mut setup = Setup::new(&pods, CONFIG)?;
+    setup.set("--node-process", node.pid().to_string());
     let start = Instant::now();
     let agent = setup.start()?;
     let start_seconds = start.elapsed().as_secs_f64();
     agent.get("/metrics")?;
     thread::sleep(Duration::from_secs(2));
+    let watched =
+        agent.metrics()?.0.into_iter().filter(|(series, _)| series.starts_with("egress_guard_bypass_watched{"));
+    let interfaces = watched.map(|(_, value)| value as u32).sum();
+    ensure!(interfaces == if peopled { containers / 2 } else { 0 }, "{interfaces} interfaces are watched");
     let sampled = |agent: &Agent| -> Result<(f64, f64)> {
         let metrics = agent.metrics()?;
         let of = |name: &str| metrics.0.get(name).copied().with_context(|| format!("no {name}"));
@@ -96,6 +127,7 @@ fn loaded(containers: u32, seconds: u64) -> Result<Row> {
     let after = sampled(&agent)?;
     Ok(Row {
         containers,
+        interfaces,
         cpu_percent_of_a_core: 100.0 * cpu as f64 / watched.as_nanos() as f64,
         rss_mib: rss_mib(agent.pid())?,
         start_seconds,
