@@ -76,10 +76,14 @@ impl std::ops::Deref for Shared {
 }
 
 fn file_in(variable: &str) -> Result<PathBuf> {
-    let path =
-        env::var_os(variable).with_context(|| format!("{variable} is not set: run it through `cargo xtask node`"))?;
+    let path = env::var_os(variable)
+        .with_context(|| format!("{variable} is not set: run it through `cargo xtask node` or `cargo xtask soak`"))?;
     let path = PathBuf::from(path);
-    ensure!(path.exists(), "{variable}: {} is not there: run it through `cargo xtask node`", path.display());
+    ensure!(
+        path.exists(),
+        "{variable}: {} is not there: run it through `cargo xtask node` or `cargo xtask soak`",
+        path.display()
+    );
     Ok(path)
 }
 

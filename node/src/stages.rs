@@ -21,17 +21,23 @@ const WRITE: &str = "EGRESS_GUARD_NODE_DOCS";
 pub struct Stages {
     since: Timestamp,
     stages: Vec<(String, Timestamp)>,
+    others: Vec<(String, Duration)>,
 }
 
 impl Stages {
     /// Counted from this moment: the first byte over the limit.
     pub fn since(moment: Timestamp) -> Self {
-        Self { since: moment, stages: vec![] }
+        Self { since: moment, stages: vec![], others: vec![] }
     }
 
     /// One that is reached.
     pub fn reached(&mut self, stage: &str, at: Timestamp) {
         self.stages.push((stage.into(), at));
+    }
+
+    /// What else is to be told in the same table: how long something lasted.
+    pub fn lasted(&mut self, what: &str, time: Duration) {
+        self.others.push((what.into(), time));
     }
 
     /// Each with the time that it took.
@@ -49,6 +55,9 @@ impl Stages {
         let mut table = String::from("| from the first byte over the limit to | seconds |\n| --- | --- |\n");
         for (stage, took) in self.all()? {
             writeln!(table, "| {stage} | {:.1} |", took.as_secs_f64())?;
+        }
+        for (what, time) in &self.others {
+            writeln!(table, "| ({what}) | {:.1} |", time.as_secs_f64())?;
         }
         document(name, &table)
     }

@@ -26,8 +26,10 @@ pub struct Allowed {
     /// The agent enters an eviction when it decides; the request comes later. Two may be closer to each other by that much
     /// than what the agent knows.
     pub late: Duration,
-    /// From the engaging of the kill switch on, or from a breach's end, until an eviction that was on its way has come.
+    /// From a breach's end until an eviction that was on its way has come.
     pub on_its_way: Duration,
+    /// The same from the engaging of the kill switch on: nothing delays it then.
+    pub engages: Duration,
     /// From when a pod is told to send what is normal again, until its breach is over: what its containment held back is in
     /// its sockets' buffers, and it is held for so long at the most.
     pub lasts: Duration,
@@ -125,7 +127,7 @@ pub fn judge(granted: &[Granted], deeds: &Deeds, allowed: &Allowed) -> Vec<Wrong
         let engaged = deeds
             .engaged
             .iter()
-            .find(|(from, to)| *from + allowed.on_its_way < eviction.at && to.is_none_or(|to| eviction.at < to));
+            .find(|(from, to)| *from + allowed.engages < eviction.at && to.is_none_or(|to| eviction.at < to));
         if let Some((from, _)) = engaged {
             wrong.push(Wrong::KillSwitch { pod: eviction.pod.clone(), after: eviction.at.saturating_sub(*from) });
         }
@@ -166,6 +168,7 @@ mod tests {
         per: Duration::from_secs(100),
         late: Duration::from_secs(10),
         on_its_way: Duration::from_secs(20),
+        engages: Duration::from_secs(15),
         lasts: Duration::from_secs(30),
     };
 
@@ -228,7 +231,8 @@ mod tests {
     fn nothing_is_evicted_while_the_kill_switch_is_engaged() {
         let mut deeds = deeds(&[A, B, C]);
         deeds.engaged = vec![(Duration::from_secs(10), Some(Duration::from_mins(1)))];
-        assert_eq!(judge(&[at(29, A), at(61, B)], &deeds, &ALLOWED), []);
+        assert_eq!(judge(&[at(25, A), at(61, B)], &deeds, &ALLOWED), []);
+        assert_eq!(judge(&[at(26, A)], &deeds, &ALLOWED).len(), 1);
         let expected = Wrong::KillSwitch { pod: A.into(), after: Duration::from_secs(30) };
         assert_eq!(judge(&[at(40, A)], &deeds, &ALLOWED), [expected]);
         deeds.engaged = vec![(Duration::from_secs(10), None)];

@@ -11,14 +11,15 @@
 //! 4. **Nothing is unattributed** but while no agent was there to see a container begin.
 //! 5. **Evictions are allowed**: [`crate::evictions`].
 //! 6. **Nothing leaks**: [`crate::leaks`].
-//! 7. **Nothing is taken for a bypass**: nobody here sends past the meters.
+//! 7. **An agent lives until it is ended.**
+//! 8. **Nothing is taken for a bypass**: nobody here sends past the meters.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     books::{Books, Labels},
     evictions::{self, Allowed, Deeds, Granted, Wrong},
-    leaks::{Bounds, Held, Leaks, Life},
+    leaks::{Bounds, Held, Leak, Leaks, Life},
     violation::{Broken, Soak, Violation},
     wire::{self, Direction, Wire},
 };
@@ -29,6 +30,9 @@ const EXTERNAL: usize = 1;
 /// The agent itself speaks with the API server all the while, and the counters of the node are read before its own: so many
 /// bytes of the class `cluster` may be in its series only.
 const UNDER_WAY: u64 = 128 * 1024;
+
+/// So long after it was ended the last of an agent may be seen: a rollout waits for the new pod, the kubelet with a restart.
+const ENDS: Duration = Duration::from_mins(3);
 
 /// A pod that runs in a network of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +89,10 @@ pub struct Checker {
     soak: Soak,
     allowed: Allowed,
     last: Option<(Life, Books)>,
+    /// When that was.
+    seen: Duration,
+    /// When agents were ended of whose successors none was seen yet.
+    ends: Vec<Duration>,
     /// At the checkpoint before: the life, and what was unattributed.
     rested: Option<(Life, [u64; 2])>,
     /// Bytes of series that are not shown any more, at the checkpoint before.
@@ -107,6 +115,8 @@ impl Checker {
             soak,
             allowed,
             last: None,
+            seen: Duration::ZERO,
+            ends: vec![],
             rested: None,
             gone: [0; 2],
             went: [[0; 2]; 2],
@@ -123,9 +133,24 @@ impl Checker {
         self.compared
     }
 
+    /// An agent is ended, on purpose.
+    pub fn agent_ends(&mut self, at: Duration) {
+        self.ends.push(at);
+    }
+
+    /// Looks at metrics after it did not come to rest. `held`: nothing moved, but slots are not those of the containers.
+    pub fn restless(&mut self, at: Duration, life: Life, books: &Books, held: Option<Held>) -> Vec<Violation> {
+        let mut found = self.scraped(at, life, books);
+        let leak = held.and_then(|Held { slots, containers, .. }| {
+            (slots != containers).then_some(Broken::Leak(Leak::Slots { slots, containers }))
+        });
+        found.extend(self.violations(at, leak.into_iter().collect()));
+        found
+    }
+
     /// Looks at metrics that were scraped at any time.
     pub fn scraped(&mut self, at: Duration, life: Life, books: &Books) -> Vec<Violation> {
-        let mut broken = self.follow(life, books);
+        let mut broken = self.follow(at, life, books);
         self.compared.scrapes += 1;
         for (class, name) in CLASSES.into_iter().enumerate() {
             let [node, sum, unattributed, _, gone] = self.sides(class, books);
@@ -139,7 +164,7 @@ impl Checker {
     /// Looks at everything, at rest.
     pub fn checkpoint(&mut self, at: Duration, checkpoint: &Checkpoint) -> Vec<Violation> {
         let Checkpoint { life, books, pods, world, held } = checkpoint;
-        let mut broken = self.follow(*life, books);
+        let mut broken = self.follow(at, *life, books);
         self.compared.checkpoints += 1;
         broken.extend(self.sums(books));
         broken.extend(self.unattributed(*life, books));
@@ -169,8 +194,9 @@ impl Checker {
     }
 
     /// Takes the next scrape for the last one: no counter went down, and what is not shown any more is remembered.
-    fn follow(&mut self, life: Life, books: &Books) -> Vec<Broken> {
+    fn follow(&mut self, at: Duration, life: Life, books: &Books) -> Vec<Broken> {
         let before = self.last.replace((life, books.clone()));
+        let seen = std::mem::replace(&mut self.seen, at);
         // What the same agent had said already.
         let said = before.as_ref().filter(|(before, _)| *before == life).map(|(_, books)| books);
         self.compared.lives += u32::from(said.is_none());
@@ -181,7 +207,15 @@ impl Checker {
         let mut broken: Vec<_> = bypassed
             .map(|(of, &bytes)| Broken::Bypassed { pod: format!("{}/{}", of.namespace, of.pod), bytes })
             .collect();
-        let Some((_, before)) = before else { return broken };
+        let Some((life_before, before)) = before else { return broken };
+        if life_before != life {
+            self.ends.retain(|ended| *ended + ENDS >= seen);
+            if self.ends.is_empty() {
+                broken.push(Broken::Died(life_before.pid));
+            } else {
+                self.ends.remove(0);
+            }
+        }
         let mut compare = |of: &str, what: &str, before: u64, now: u64| {
             if now < before {
                 broken.push(Broken::Down { of: of.into(), what: what.into(), before, now });

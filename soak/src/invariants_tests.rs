@@ -11,6 +11,7 @@ const ALLOWED: Allowed = Allowed {
     per: Duration::from_secs(100),
     late: Duration::ZERO,
     on_its_way: Duration::ZERO,
+    engages: Duration::ZERO,
     lasts: Duration::ZERO,
 };
 const LIFE: Life = Life { pid: 7, started: 1 };
@@ -116,6 +117,37 @@ fn a_byte_that_is_nobodys_breaks_the_sum() {
 }
 
 #[test]
+fn an_agent_that_ends_by_itself_is_told_and_one_that_is_ended_is_not() {
+    let next = Life { pid: 9, started: 3 };
+    let (mut checker, seen) = rested();
+    let died = broken(checker.scraped(at(70), next, &seen.books));
+    assert_eq!(died, [Broken::Died(7)]);
+    let (mut checker, seen) = rested();
+    let third = Life { pid: 11, started: 5 };
+    checker.agent_ends(at(65));
+    assert_eq!(checker.scraped(at(240), LIFE, &seen.books), [], "it takes its time");
+    let mut clone = checker.clone();
+    assert_eq!(checker.scraped(at(250), next, &seen.books), []);
+    assert_eq!(broken(checker.scraped(at(251), third, &seen.books)), [Broken::Died(9)], "that was another end");
+    clone.agent_ends(at(242));
+    assert_eq!(clone.scraped(at(250), next, &seen.books), []);
+    assert_eq!(clone.scraped(at(251), third, &seen.books), [], "it was ended twice");
+    let (mut checker, seen) = rested();
+    checker.agent_ends(at(10));
+    assert_eq!(checker.scraped(at(191), LIFE, &seen.books), []);
+    assert_eq!(broken(checker.scraped(at(200), next, &seen.books)), [Broken::Died(7)], "it has survived that end");
+}
+
+#[test]
+fn slots_that_are_not_those_of_the_containers_are_told_although_it_is_no_rest() {
+    let (mut checker, Checkpoint { books, held, .. }) = rested();
+    assert_eq!(checker.restless(at(70), LIFE, &books, None), []);
+    assert_eq!(checker.restless(at(70), LIFE, &books, Some(held)), []);
+    let found = broken(checker.restless(at(70), LIFE, &books, Some(Held { slots: 3, ..held })));
+    assert_eq!(found, [Broken::Leak(Leak::Slots { slots: 3, containers: 2 })]);
+}
+
+#[test]
 fn in_mid_traffic_the_containers_may_be_ahead_and_the_node_not() {
     let (mut checker, next) = rested();
     let mut books = next.books.clone();
@@ -195,7 +227,9 @@ fn no_counter_goes_down_also_in_another_agent() {
     if let Some(series) = books.containers.get_mut(&labels("a")) {
         series.ingress[1].packets = 5;
     }
+    checker.agent_ends(at(125));
     assert_eq!(checker.scraped(at(130), second, &books), []);
+    checker.agent_ends(at(135));
     let found = broken(checker.scraped(at(140), LIFE, &next.books));
     let [Broken::Down { of, what, before: 5, now: 0 }] = &found[..] else { panic!("{found:?}") };
     assert_eq!((of.as_str(), what.as_str()), ("soak/a/main", "ingress packets, external"));
@@ -249,6 +283,7 @@ fn unattributed_bytes_need_another_agent() {
     let found = broken(checker.checkpoint(at(120), &next));
     assert_eq!(found, [Broken::Unattributed { class: "external", bytes: 3 * 1028 }]);
     let other = Checkpoint { life: Life { pid: 9, started: 3 }, ..next };
+    clone.agent_ends(at(100));
     assert_eq!(clone.checkpoint(at(120), &other), []);
 }
 
@@ -278,6 +313,7 @@ fn a_bypass_is_said_once_of_each_agent_and_budgets_are_added_up_over_all() {
     assert_eq!(broken(checker.scraped(at(2), LIFE, &books)), expected);
     assert_eq!(checker.scraped(at(3), LIFE, &books), []);
     books.over_budget = 5;
+    checker.agent_ends(at(3));
     let next = Life { pid: 8, started: 2 };
     assert_eq!(broken(checker.scraped(at(4), next, &books)), expected, "another agent says it");
     let Compared { watched, over_budget, lives, .. } = checker.compared();

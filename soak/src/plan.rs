@@ -177,9 +177,10 @@ impl Planner {
         if let Some(fault) = fault {
             self.fault(round, fault);
         }
-        if self.chance(15) {
-            let on = self.between(5, 30);
-            let off = on + self.between(8, 25);
+        // Nothing else keeps an eviction away, or has one come late.
+        if fault.is_none() && self.chance(40) {
+            let on = self.between(0, 15);
+            let off = on + self.between(25, 40);
             self.step(round, on, Action::KillSwitch(true));
             self.step(round, off, Action::KillSwitch(false));
         }

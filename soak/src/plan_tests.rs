@@ -96,6 +96,20 @@ fn there_are_never_too_many_pods_nor_breaches_nor_a_name_twice() {
 }
 
 #[test]
+fn the_kill_switch_is_engaged_for_longer_than_it_takes_and_while_the_api_server_is_well() {
+    let mut breaches = 0;
+    each_round(20, |seed, round| {
+        let at = |action: &Action| round.iter().find(|step| step.action == *action).map(|step| step.at);
+        let Some(on) = at(&Action::KillSwitch(true)) else { return };
+        let off = at(&Action::KillSwitch(false)).expect("it is released");
+        assert!(off >= on + Duration::from_secs(25), "seed {seed}: {round:#?}");
+        assert!(!round.iter().any(|step| matches!(step.action, Action::Fault(_))), "seed {seed}: {round:#?}");
+        breaches += round.iter().filter(|step| matches!(step.action, Action::Breach { .. })).count() as u64;
+    });
+    assert!(breaches > SEEDS, "{breaches} breaches meanwhile");
+}
+
+#[test]
 fn there_are_always_two_deployments_and_none_that_evictions_do_not_cure() {
     for seed in 0..SEEDS {
         let (mut there, mut breaches) = (BTreeSet::new(), BTreeMap::<String, u32>::new());

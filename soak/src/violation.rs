@@ -71,6 +71,9 @@ pub enum Broken {
         /// How many.
         bytes: u64,
     },
+    /// An agent ended by itself.
+    #[error("the agent {0} has ended, and nobody ended it: its own log, and the kubelet's, may say why")]
+    Died(u32),
     /// An eviction.
     #[error(transparent)]
     Eviction(Wrong),

@@ -64,7 +64,12 @@ fn no_bpffs_and_none_can_be_mounted() -> Result<()> {
         sandbox::hide(command, c"/sys/fs/bpf");
         sandbox::refuse(command, libc::SYS_mount, None, libc::EPERM);
     };
-    fails(&setup, hidden, &["no bpffs at /sys/fs/bpf", "mount -t bpf bpf /sys/fs/bpf"])
+    fails(&setup, hidden, &["no bpffs at /sys/fs/bpf", "mount -t bpf bpf /sys/fs/bpf"])?;
+    // Where a pod sees the node's.
+    let (mut setup, _pods) = self::setup(CONFIG)?;
+    let elsewhere = setup.file("host").display().to_string();
+    setup.set("--bpffs", elsewhere.clone());
+    fails(&setup, hidden, &["no bpffs at", &elsewhere, "on the node: mount -t bpf bpf /sys/fs/bpf)"])
 }
 
 #[test]
@@ -137,6 +142,13 @@ fn a_kernel_without_a_feature() -> Result<()> {
         fails(&setup, old, &["this kernel has no", feature, since, "5.15 or newer"])?;
     }
     Ok(())
+}
+
+#[test]
+fn what_a_runtime_refuses_is_not_taken_for_an_old_kernel() -> Result<()> {
+    let (setup, _pods) = setup(CONFIG)?;
+    let profile = |agent: &mut Command| sandbox::refuse(agent, libc::SYS_bpf, None, libc::EPERM);
+    fails(&setup, profile, &["bpf(2) is refused although the capabilities are there", "seccomp", "CAP_BPF"])
 }
 
 #[test]

@@ -35,7 +35,9 @@ const USUAL_MOUNT: &str = "/sys/fs/bpf";
 #[derive(Debug, thiserror::Error)]
 pub enum PinError {
     /// There is no bpffs, and none could be mounted.
-    #[error("no bpffs at {at}, and mounting one failed: {cause}. Mount it: mount -t bpf bpf {at}")]
+    #[error(
+        "no bpffs at {at}, and mounting one failed: {cause}. Mount it: mount -t bpf bpf {at} (for an agent in a pod, on the node: mount -t bpf bpf {USUAL_MOUNT})"
+    )]
     Mount {
         /// The mount point that was tried.
         at: PathBuf,

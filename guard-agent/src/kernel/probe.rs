@@ -13,6 +13,13 @@ pub enum ProbeError {
     /// Not root, or a container without the capabilities.
     #[error("not allowed to load eBPF programs: run as root (missing capabilities: {0})")]
     NotPrivileged(String),
+    /// The capabilities are there, and the system call is refused all the same.
+    #[error(
+        "bpf(2) is refused although the capabilities are there: {0}. A seccomp profile or a security module forbids it. Runtimes' \
+         own profiles allow it with CAP_BPF from containerd 1.6.20 and Docker 23 on: take a newer one, or seccompProfile: \
+         {{type: Unconfined}}"
+    )]
+    Refused(io::Error),
     /// The kernel is too old, or built without it.
     #[error(
         "this kernel has no {feature} (in every kernel from {since} on): {cause}. Egress Guard needs kernel 5.15 or newer, built with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF"
@@ -54,6 +61,7 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
 /// Tries out what the agent needs of the kernel.
 pub fn features() -> Result<(), ProbeError> {
     let missing = |feature, since| move |cause| ProbeError::Missing { feature, since, cause };
+    is_allowed()?;
     let unsupported = || io::Error::from_raw_os_error(libc::EOPNOTSUPP);
     let program = aya::sys::is_program_supported(ProgramType::CgroupSkb);
     supported(program, unsupported).map_err(missing("cgroup_skb programs", "4.10"))?;
@@ -61,6 +69,14 @@ pub fn features() -> Result<(), ProbeError> {
     supported(ring, unsupported).map_err(missing("BPF ring buffer", "5.8"))?;
     link_update().map_err(missing("BPF_LINK_UPDATE", "5.7"))?;
     batch_lookup().map_err(missing("batched reads of per-CPU arrays (BPF_MAP_LOOKUP_BATCH)", "5.13"))
+}
+
+/// A map of the simplest kind, which every kernel with eBPF has.
+fn is_allowed() -> Result<(), ProbeError> {
+    match sys::percpu_array_create(8, 1) {
+        Err(error) if error.cause.kind() == io::ErrorKind::PermissionDenied => Err(ProbeError::Refused(error.cause)),
+        _ => Ok(()),
+    }
 }
 
 fn supported<E: std::error::Error>(answer: Result<bool, E>, unsupported: fn() -> io::Error) -> io::Result<()> {

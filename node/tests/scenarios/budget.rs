@@ -13,7 +13,7 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::kill_switch::rate;
+use crate::{faults::HELD, kill_switch::rate};
 
 /// A containment ends after forty seconds; by then the API server has refused the eviction.
 const CONFIG: &str = "mode: evict
@@ -28,8 +28,6 @@ policies:
 
 const ATTACK: u64 = 200_000;
 const NORMAL: u64 = 30_000;
-/// What a throttle lets pass at the most, with its first quarter of a second.
-const HELD: u64 = 23_000;
 
 fn stream(rate: u64) -> String {
     format!("udp:{WORLD}:9100,1000,{rate}")

@@ -38,8 +38,8 @@ const ATTACK: u64 = 200_000;
 const ALLOWED: u64 = 40_000;
 /// Of the policy: what passes before the limit is crossed.
 const BURST: u64 = 64 << 10;
-/// What a throttle lets pass at the most, with its first quarter of a second. A slow node sends less than it is told to.
-const HELD: u64 = 23_000;
+/// What a throttle of 20 KB/s lets pass at the most, with its first quarter of a second. A slow node sends less than it is told to.
+pub(crate) const HELD: u64 = 23_000;
 
 /// As long as a containment outlives its agent.
 const LAPSE: Duration = Duration::from_secs(10);
@@ -106,6 +106,8 @@ async fn restarted(unit: &str) -> Result<()> {
     ensure!(held < HELD, "{held} bytes/s: it is not held");
     node.run(&format!("systemctl restart {unit}"))?;
     let restarted = Timestamp::now();
+    let held = rate(&node, &breacher).await?;
+    ensure!(held < HELD, "{held} bytes/s: it is not held any more, after a restart of {unit}");
     let accepted = stages::eviction_of(&node.plane, &breacher.pod).await?;
     ensure!(accepted > restarted, "it was evicted before {unit} was restarted");
     let replaced = stages::replacement(&space, "web", &[&breacher.pod]).await?;

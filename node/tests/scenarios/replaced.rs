@@ -1,5 +1,7 @@
 //! One replica of a service sends far more than a hundred times its normal, and is replaced, while the service answers.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use guard_e2e::{eventually, objects::merge};
 use guard_node::{
@@ -101,6 +103,7 @@ pub(crate) async fn scenario(installation: &Installation<'_>, table: &str) -> Re
     let polled = client.polled()?;
     ensure!(polled.failed == 0, "{polled:?}");
     eprintln!("{polled_before:?} became {polled:?}");
+    stages.lasted("the client's longest wait for an answer", Duration::from_millis(polled.longest_millis));
     stages.tell(table)?;
     node.leave(space).await
 }

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::ResourceExt as _;
 
-use crate::{kill_switch::rate, rollout::another};
+use crate::{faults::HELD, kill_switch::rate, rollout::another};
 
 const OBSERVE: &str = "mode: observe\n";
 
@@ -153,7 +153,7 @@ dd if=/dev/zero of=/var/fill2 bs=512 2>/dev/null
         let contained = Timestamp::now();
         let held = rate(&node, &bare).await?;
         bare.stop()?;
-        ensure!(held < ATTACK / 2, "{held} bytes/s: it is not held");
+        ensure!(held < HELD, "{held} bytes/s: it is not held");
         anyhow::Ok((began, contained, Timestamp::now()))
     }
     .await;
@@ -248,7 +248,7 @@ policies:
         step(seconds)?;
         stages.reached("clock stepped", Timestamp::now());
         let rate = rate(&node, &web).await?;
-        ensure!(rate < ATTACK / 2, "{rate} bytes/s after a step by {seconds} s: it is not held any more");
+        ensure!(rate < HELD, "{rate} bytes/s after a step by {seconds} s: it is not held any more");
         web.stop()?;
         // Its minute is over when it is, whatever the clock says.
         eventually("it is let go", SOON, async || {

@@ -82,7 +82,7 @@ impl Stage<'_> {
         if !rested {
             self.restless += 1;
             say(now, &format!("it did not come to rest: {moved:?} moved, {held:?}\n{}", self.agent_says()));
-            let found = self.checker.scraped(now, *life, books);
+            let found = self.checker.restless(now, *life, books, moved.is_empty().then_some(*held));
             return self.found(found);
         }
         let namespace = &self.space.name;
@@ -106,6 +106,7 @@ impl Stage<'_> {
                 say(self.now(), "the kubelet holds the agent back: it gets a new pod");
                 let selector = format!("app.kubernetes.io/name={}", agent::NAME);
                 self.node.kubectl(&["delete", "pods", "-n", agent::NAME, "-l", &selector, "--wait=false"])?;
+                self.checker.agent_ends(self.now());
                 *self.done.entry("agent pod replaced").or_default() += 1;
                 self.began.push((self.now(), 2));
                 break;

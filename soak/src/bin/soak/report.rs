@@ -26,7 +26,7 @@ impl Report {
     pub(crate) fn proves_nothing(&self) -> Option<String> {
         let Compared { checkpoints, scrapes, pods, bytes, watched, over_budget, warm, .. } = self.compared;
         let breaches = self.done.get("breach").copied().unwrap_or_default();
-        if checkpoints <= self.restless {
+        if checkpoints == 0 || self.restless > 0 {
             return Some(format!("it came to rest {checkpoints} times, and {} times it did not", self.restless));
         }
         if pods == 0 || bytes == 0 {

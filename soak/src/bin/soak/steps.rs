@@ -30,6 +30,7 @@ const ALLOWED: Allowed = Allowed {
     per: Duration::from_mins(3),
     late: Duration::from_secs(20),
     on_its_way: Duration::from_secs(30),
+    engages: Duration::from_secs(10),
     lasts: Duration::from_mins(2),
 };
 
@@ -164,8 +165,12 @@ impl<'a> Stage<'a> {
             Action::Remove { name } => self.remove(name)?,
             Action::Breach { name, replica } => happened = self.breach(name, *replica)?,
             Action::EndBreach { name } => happened = self.end_breach(name)?,
-            Action::KillAgent => happened = self.shell("kill -KILL $(pgrep -o -x guard-agent)\n")?,
+            Action::KillAgent => {
+                self.checker.agent_ends(self.begun.elapsed());
+                happened = self.shell("kill -KILL $(pgrep -o -x guard-agent)\n")?;
+            }
             Action::Rollout => {
+                self.checker.agent_ends(self.begun.elapsed());
                 let object = format!("daemonset/{}", agent::NAME);
                 self.node.kubectl(&["rollout", "restart", "-n", agent::NAME, &object]).map(drop)?;
             }
