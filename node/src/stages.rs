@@ -20,19 +20,19 @@ const WRITE: &str = "EGRESS_GUARD_NODE_DOCS";
 #[derive(Clone, Debug)]
 pub struct Stages {
     since: Timestamp,
-    stages: Vec<(String, Timestamp)>,
+    reached: Vec<(String, Timestamp)>,
     others: Vec<(String, Duration)>,
 }
 
 impl Stages {
     /// Counted from this moment: the first byte over the limit.
     pub fn since(moment: Timestamp) -> Self {
-        Self { since: moment, stages: vec![], others: vec![] }
+        Self { since: moment, reached: vec![], others: vec![] }
     }
 
     /// One that is reached.
     pub fn reached(&mut self, stage: &str, at: Timestamp) {
-        self.stages.push((stage.into(), at));
+        self.reached.push((stage.into(), at));
     }
 
     /// What else is to be told in the same table: how long something lasted.
@@ -42,7 +42,7 @@ impl Stages {
 
     /// Each with the time that it took.
     pub fn all(&self) -> Result<Vec<(&str, Duration)>> {
-        let each = self.stages.iter().map(|(stage, at)| {
+        let each = self.reached.iter().map(|(stage, at)| {
             let took = at.duration_since(self.since);
             let took = took.try_into().with_context(|| format!("{stage} came {took:?} after the beginning"))?;
             Ok((stage.as_str(), took))
