@@ -68,19 +68,27 @@ impl<'a> Wire<'a> {
 
     /// What the pod sent (`tx`) and received (`rx`), from the IP header on.
     pub fn read(&self) -> Result<Interface> {
+        Ok(self.read_at()?.1)
+    }
+
+    /// The same, and when that was: seconds since the guest's start, by its own clock.
+    pub fn read_at(&self) -> Result<(f64, Interface)> {
         let folder = format!("/sys/class/net/{}/statistics", self.device);
         let files = "rx_bytes rx_packets tx_bytes tx_packets rx_dropped tx_dropped";
-        let text = self.node.run(&format!("cd {folder} && cat {files}"))?;
+        let text = self.node.run(&format!("cat /proc/uptime && cd {folder} && cat {files}"))?;
+        let (uptime, text) = text.split_once(' ').with_context(|| format!("no uptime: {text}"))?;
+        let text = text.split_once('\n').map_or("", |(_idle, figures)| figures);
         let numbers = text.lines().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
         let [sent, sent_packets, received, received_packets, rx_dropped, tx_dropped] = numbers[..] else {
             anyhow::bail!("the statistics of {}: {text}", self.device);
         };
         let wire = |bytes: u64, packets: u64| Counted { bytes: bytes - ETHERNET_HEADER * packets, packets };
-        Ok(Interface {
+        let interface = Interface {
             tx: wire(sent, sent_packets),
             rx: wire(received, received_packets),
             dropped: rx_dropped + tx_dropped,
-        })
+        };
+        Ok((uptime.parse().with_context(|| format!("no uptime: {uptime}"))?, interface))
     }
 
     /// What it counted since then, of which nothing may have been dropped.

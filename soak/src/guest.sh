@@ -33,8 +33,10 @@ containers() {
     find /sys/fs/cgroup/kubepods.slice -type d -path '*-pod*' -name 'cri-containerd-*.scope' -prune | wc -l
 }
 
-# One look: sets pid, metrics, wires, there; fails if it is no look at rest.
+# One look: sets pid, metrics, wires, there; fails if it is no look at rest. `apart`: so often in succession nothing moved on the
+# wires, and slots were not those of the containers.
 look() {
+    before=$apart apart=0
     wires=$(wires)
     pid=$(agent) && metrics=$(scrape "$pid") || return 1
     [ "$REST" = yes ] || return 0
@@ -48,11 +50,12 @@ look() {
         metrics=$(scrape "$pid") || return 1
     done
     there=$(containers)
-    [ "$(wires)" = "$wires" ] && [ "$(figure egress_guard_meters "$metrics")" = "$there" ]
+    [ "$(wires)" = "$wires" ] || return 1
+    [ "$(figure egress_guard_meters "$metrics")" = "$there" ] || { apart=$((before + 1)); return 1; }
 }
 
 rested=no
-there=0 metrics='' wires='' pid=0
+apart=0 there=0 metrics='' wires='' pid=0
 try=0
 while [ $try -lt "$TRIES" ]; do
     try=$((try + 1))
@@ -64,6 +67,8 @@ if [ "$REST$rested" = yesno ]; then
     wires | while read -r now; do
         printf '%s\n' "$wires" | grep -qxF "$now" || echo "moved ${now%%[, ]*}"
     done
+    # A sample that did not come, or a container that begins.
+    [ "$apart" -ge 2 ] || echo "moved metrics"
 fi
 echo "containers $there"
 if [ "$pid" != 0 ] && [ -n "$metrics" ]; then

@@ -91,7 +91,9 @@ pub struct Checker {
     last: Option<(Life, Books)>,
     /// When that was.
     seen: Duration,
-    /// When agents were ended of whose successors none was seen yet.
+    /// The agent was killed since.
+    killed: bool,
+    /// When agents were told to end of whose successors none was seen yet.
     ends: Vec<Duration>,
     /// At the checkpoint before: the life, and what was unattributed.
     rested: Option<(Life, [u64; 2])>,
@@ -116,6 +118,7 @@ impl Checker {
             allowed,
             last: None,
             seen: Duration::ZERO,
+            killed: false,
             ends: vec![],
             rested: None,
             gone: [0; 2],
@@ -133,9 +136,28 @@ impl Checker {
         self.compared
     }
 
-    /// An agent is ended, on purpose.
+    /// The agent was killed: the next that is seen is another one.
+    pub fn agent_killed(&mut self) {
+        self.killed = true;
+    }
+
+    /// An agent was told to end, and will do so in a while.
     pub fn agent_ends(&mut self, at: Duration) {
         self.ends.push(at);
+    }
+
+    /// No agent is there.
+    pub fn agent_is_away(&mut self, at: Duration) -> Vec<Violation> {
+        let died =
+            self.last.as_ref().map(|(life, _)| Broken::Died(life.pid)).filter(|_| !self.killed && !self.is_to_end());
+        self.violations(at, died.into_iter().collect())
+    }
+
+    /// Whether one of which the last was seen then was told to.
+    fn is_to_end(&mut self) -> bool {
+        let seen = self.seen;
+        self.ends.retain(|ended| *ended + ENDS >= seen);
+        !self.ends.is_empty()
     }
 
     /// Looks at metrics after it did not come to rest. `held`: nothing moved, but slots are not those of the containers.
@@ -196,7 +218,6 @@ impl Checker {
     /// Takes the next scrape for the last one: no counter went down, and what is not shown any more is remembered.
     fn follow(&mut self, at: Duration, life: Life, books: &Books) -> Vec<Broken> {
         let before = self.last.replace((life, books.clone()));
-        let seen = std::mem::replace(&mut self.seen, at);
         // What the same agent had said already.
         let said = before.as_ref().filter(|(before, _)| *before == life).map(|(_, books)| books);
         self.compared.lives += u32::from(said.is_none());
@@ -207,15 +228,18 @@ impl Checker {
         let mut broken: Vec<_> = bypassed
             .map(|(of, &bytes)| Broken::Bypassed { pod: format!("{}/{}", of.namespace, of.pod), bytes })
             .collect();
-        let Some((life_before, before)) = before else { return broken };
-        if life_before != life {
-            self.ends.retain(|ended| *ended + ENDS >= seen);
-            if self.ends.is_empty() {
-                broken.push(Broken::Died(life_before.pid));
-            } else {
+        let Some((life_before, before)) = before else {
+            self.seen = at;
+            return broken;
+        };
+        if life_before != life && !self.killed {
+            if self.is_to_end() {
                 self.ends.remove(0);
+            } else {
+                broken.push(Broken::Died(life_before.pid));
             }
         }
+        (self.seen, self.killed) = (at, false);
         let mut compare = |of: &str, what: &str, before: u64, now: u64| {
             if now < before {
                 broken.push(Broken::Down { of: of.into(), what: what.into(), before, now });

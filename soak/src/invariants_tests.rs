@@ -117,25 +117,40 @@ fn a_byte_that_is_nobodys_breaks_the_sum() {
 }
 
 #[test]
-fn an_agent_that_ends_by_itself_is_told_and_one_that_is_ended_is_not() {
-    let next = Life { pid: 9, started: 3 };
+fn an_agent_that_ends_by_itself_is_told_and_one_that_is_killed_is_not() {
+    let (next, third) = (Life { pid: 9, started: 3 }, Life { pid: 11, started: 5 });
     let (mut checker, seen) = rested();
-    let died = broken(checker.scraped(at(70), next, &seen.books));
-    assert_eq!(died, [Broken::Died(7)]);
+    assert_eq!(broken(checker.agent_is_away(at(65))), [Broken::Died(7)]);
+    assert_eq!(broken(checker.scraped(at(70), next, &seen.books)), [Broken::Died(7)]);
+    checker.agent_killed();
+    checker.agent_killed();
+    assert_eq!(checker.agent_is_away(at(75)), []);
+    assert_eq!(checker.scraped(at(80), third, &seen.books), []);
+    assert_eq!(
+        broken(checker.scraped(at(90), next, &seen.books)),
+        [Broken::Died(11)],
+        "both kills were of those before"
+    );
+}
+
+#[test]
+fn an_agent_that_is_told_to_end_may_take_its_time() {
+    let (next, third) = (Life { pid: 9, started: 3 }, Life { pid: 11, started: 5 });
     let (mut checker, seen) = rested();
-    let third = Life { pid: 11, started: 5 };
     checker.agent_ends(at(65));
-    assert_eq!(checker.scraped(at(240), LIFE, &seen.books), [], "it takes its time");
+    assert_eq!(checker.scraped(at(240), LIFE, &seen.books), []);
     let mut clone = checker.clone();
+    assert_eq!(checker.agent_is_away(at(245)), []);
     assert_eq!(checker.scraped(at(250), next, &seen.books), []);
     assert_eq!(broken(checker.scraped(at(251), third, &seen.books)), [Broken::Died(9)], "that was another end");
-    clone.agent_ends(at(242));
-    assert_eq!(clone.scraped(at(250), next, &seen.books), []);
-    assert_eq!(clone.scraped(at(251), third, &seen.books), [], "it was ended twice");
+    // A kill, and then the rollout.
+    clone.agent_killed();
+    assert_eq!(clone.scraped(at(242), next, &seen.books), []);
+    assert_eq!(clone.scraped(at(250), third, &seen.books), []);
     let (mut checker, seen) = rested();
     checker.agent_ends(at(10));
     assert_eq!(checker.scraped(at(191), LIFE, &seen.books), []);
-    assert_eq!(broken(checker.scraped(at(200), next, &seen.books)), [Broken::Died(7)], "it has survived that end");
+    assert_eq!(broken(checker.scraped(at(200), next, &seen.books)), [Broken::Died(7)], "it has survived that");
 }
 
 #[test]
@@ -227,9 +242,9 @@ fn no_counter_goes_down_also_in_another_agent() {
     if let Some(series) = books.containers.get_mut(&labels("a")) {
         series.ingress[1].packets = 5;
     }
-    checker.agent_ends(at(125));
+    checker.agent_killed();
     assert_eq!(checker.scraped(at(130), second, &books), []);
-    checker.agent_ends(at(135));
+    checker.agent_killed();
     let found = broken(checker.scraped(at(140), LIFE, &next.books));
     let [Broken::Down { of, what, before: 5, now: 0 }] = &found[..] else { panic!("{found:?}") };
     assert_eq!((of.as_str(), what.as_str()), ("soak/a/main", "ingress packets, external"));
@@ -283,7 +298,7 @@ fn unattributed_bytes_need_another_agent() {
     let found = broken(checker.checkpoint(at(120), &next));
     assert_eq!(found, [Broken::Unattributed { class: "external", bytes: 3 * 1028 }]);
     let other = Checkpoint { life: Life { pid: 9, started: 3 }, ..next };
-    clone.agent_ends(at(100));
+    clone.agent_killed();
     assert_eq!(clone.checkpoint(at(120), &other), []);
 }
 
@@ -313,7 +328,7 @@ fn a_bypass_is_said_once_of_each_agent_and_budgets_are_added_up_over_all() {
     assert_eq!(broken(checker.scraped(at(2), LIFE, &books)), expected);
     assert_eq!(checker.scraped(at(3), LIFE, &books), []);
     books.over_budget = 5;
-    checker.agent_ends(at(3));
+    checker.agent_killed();
     let next = Life { pid: 8, started: 2 };
     assert_eq!(broken(checker.scraped(at(4), next, &books)), expected, "another agent says it");
     let Compared { watched, over_budget, lives, .. } = checker.compared();

@@ -177,11 +177,10 @@ impl Planner {
         if let Some(fault) = fault {
             self.fault(round, fault);
         }
-        // Nothing else keeps an eviction away, or has one come late.
+        // Nothing else keeps an eviction away, or has one come late; and it is engaged when one would come.
         if fault.is_none() && self.chance(40) {
-            let on = self.between(0, 15);
-            let off = on + self.between(25, 40);
-            self.step(round, on, Action::KillSwitch(true));
+            let off = self.between(30, 45);
+            self.step(round, 0, Action::KillSwitch(true));
             self.step(round, off, Action::KillSwitch(false));
         }
         if self.chance(40) {

@@ -128,6 +128,8 @@ fn only_a_part_of_the_hierarchy() -> Result<()> {
 }
 
 /// The commands of bpf(2), as the kernel numbers them.
+const BPF_MAP_CREATE: u32 = 0;
+const BPF_PROG_LOAD: u32 = 5;
 const BPF_MAP_LOOKUP_BATCH: u32 = 24;
 const BPF_LINK_UPDATE: u32 = 29;
 
@@ -147,8 +149,11 @@ fn a_kernel_without_a_feature() -> Result<()> {
 #[test]
 fn what_a_runtime_refuses_is_not_taken_for_an_old_kernel() -> Result<()> {
     let (setup, _pods) = setup(CONFIG)?;
-    let profile = |agent: &mut Command| sandbox::refuse(agent, libc::SYS_bpf, None, libc::EPERM);
-    fails(&setup, profile, &["bpf(2) is refused although the capabilities are there", "seccomp", "CAP_BPF"])
+    for command in [None, Some(BPF_PROG_LOAD), Some(BPF_MAP_CREATE)] {
+        let profile = |agent: &mut Command| sandbox::refuse(agent, libc::SYS_bpf, command, libc::EPERM);
+        fails(&setup, profile, &["bpf(2) is refused although the capabilities are there", "seccomp", "CAP_BPF"])?;
+    }
+    Ok(())
 }
 
 #[test]

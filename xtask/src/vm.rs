@@ -82,16 +82,13 @@ pub(crate) fn run(matrix: &Matrix) -> Result<()> {
     if rows.iter().all(|row| row.passed() == 0) && failed == 0 {
         bail!("no test has that name: nothing was run");
     }
-    if *figures {
-        figures::write(&rows)?;
-    }
     if *docs {
         report::document(&rows)?;
     }
     if failed > 0 {
         bail!("{failed} of {} guests failed", rows.len());
     }
-    Ok(())
+    if *figures { figures::write(&rows) } else { Ok(()) }
 }
 
 /// Runs all parts, so many at a time, and returns what they came to in the same order.

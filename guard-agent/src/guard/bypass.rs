@@ -27,7 +27,7 @@ use crate::{
 
 /// The time between two looks at who has which interface, in nanoseconds.
 const LOOK: u64 = 10_000_000_000;
-/// The least time, when somebody is new.
+/// The least time, when somebody is new, or could not be looked at.
 const LOOK_NEW: u64 = 500_000_000;
 /// How long somebody may get further interfaces, in nanoseconds.
 const NEW: u64 = 30_000_000_000;
@@ -164,23 +164,19 @@ impl Bypass {
             }
         }
         let since = now.saturating_sub(self.looked);
-        // One that has no process yet is looked for again when it is twice as old.
-        let is_due = |unit: &Unit| {
-            let is_new = matches!(unit.state, State::Not(Unwatched::New)) && !unit.attached.is_empty();
-            is_new && since >= self.looked.saturating_sub(unit.since).max(LOOK_NEW)
-        };
+        let is_due = |unit: &Unit| unit.is_due(self.looked, since);
         if self.uplinks.is_none() || (since < LOOK && !self.units.values().any(is_due)) {
             return;
         }
         self.looked = now;
-        // What changed while it was listed is listed again with the next look.
-        if let Err(error) = self.find(root, now)
-            && error.kind() != io::ErrorKind::Interrupted
-        {
-            self.say(format!(
+        match self.find(root, now) {
+            // What changed while it was listed is listed again soon.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.looked = now.saturating_sub(LOOK - LOOK_NEW),
+            Err(error) => self.say(format!(
                 "the node's interfaces cannot be listed: {error}. It takes CAP_NET_ADMIN, and the node's process ids (hostPID: \
                  true in a pod)"
-            ));
+            )),
+            Ok(()) => {}
         }
     }
 

@@ -15,9 +15,9 @@ pub enum ProbeError {
     NotPrivileged(String),
     /// The capabilities are there, and the system call is refused all the same.
     #[error(
-        "bpf(2) is refused although the capabilities are there: {0}. A seccomp profile or a security module forbids it. Runtimes' \
-         own profiles allow it with CAP_BPF from containerd 1.6.20 and Docker 23 on: take a newer one, or seccompProfile: \
-         {{type: Unconfined}}"
+        "bpf(2) is refused although the capabilities are there: {0}. A seccomp profile or a security module forbids it (runtimes' own \
+         profiles allow it with CAP_BPF, at the latest from containerd 1.6.20 and Docker 23 on: take a newer one, or \
+         seccompProfile: {{type: Unconfined}}), or this is a user namespace (rootless, hostUsers: false), where it is never allowed"
     )]
     Refused(io::Error),
     /// The kernel is too old, or built without it.
@@ -60,8 +60,12 @@ fn missing_capabilities(status: &str) -> Vec<&'static str> {
 
 /// Tries out what the agent needs of the kernel.
 pub fn features() -> Result<(), ProbeError> {
-    let missing = |feature, since| move |cause| ProbeError::Missing { feature, since, cause };
-    is_allowed()?;
+    let missing = |feature, since| {
+        move |cause: io::Error| match cause.kind() {
+            io::ErrorKind::PermissionDenied => ProbeError::Refused(cause),
+            _ => ProbeError::Missing { feature, since, cause },
+        }
+    };
     let unsupported = || io::Error::from_raw_os_error(libc::EOPNOTSUPP);
     let program = aya::sys::is_program_supported(ProgramType::CgroupSkb);
     supported(program, unsupported).map_err(missing("cgroup_skb programs", "4.10"))?;
@@ -71,19 +75,19 @@ pub fn features() -> Result<(), ProbeError> {
     batch_lookup().map_err(missing("batched reads of per-CPU arrays (BPF_MAP_LOOKUP_BATCH)", "5.13"))
 }
 
-/// A map of the simplest kind, which every kernel with eBPF has.
-fn is_allowed() -> Result<(), ProbeError> {
-    match sys::percpu_array_create(8, 1) {
-        Err(error) if error.cause.kind() == io::ErrorKind::PermissionDenied => Err(ProbeError::Refused(error.cause)),
-        _ => Ok(()),
-    }
-}
-
-fn supported<E: std::error::Error>(answer: Result<bool, E>, unsupported: fn() -> io::Error) -> io::Result<()> {
+/// With the kernel's answer, if there is one, in the place of what was said of it.
+fn supported<E>(answer: Result<bool, E>, unsupported: fn() -> io::Error) -> io::Result<()>
+where
+    anyhow::Error: From<E>,
+{
     match answer {
         Ok(true) => Ok(()),
         Ok(false) => Err(unsupported()),
-        Err(error) => Err(io::Error::other(error.to_string())),
+        Err(error) => {
+            let error = anyhow::Error::from(error);
+            let errno = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
+            Err(errno.map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error))
+        }
     }
 }
 

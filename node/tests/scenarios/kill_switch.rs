@@ -1,6 +1,6 @@
 //! The fleet's kill switch, while a pod is contained and about to be evicted.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use guard_node::{
@@ -82,10 +82,10 @@ pub(crate) async fn scenario(installation: &Installation<'_>, table: &str) -> Re
 /// Bytes per second that a pod sends, by its interface: what a throttle drops counts as sent with the pod itself.
 pub(crate) async fn rate(node: &Node, load: &Load<'_>) -> Result<u64> {
     let wire = Wire::of(node, load.address())?;
-    let (before, began) = (wire.read()?.tx.bytes, Instant::now());
+    let (began, before) = wire.read_at()?;
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let after = wire.read()?.tx.bytes;
-    Ok(((after - before) as f64 / began.elapsed().as_secs_f64()) as u64)
+    let (ended, after) = wire.read_at()?;
+    Ok(((after.tx.bytes - before.tx.bytes) as f64 / (ended - began)) as u64)
 }
 
 /// Fails if anybody has asked for its eviction, or it is held.

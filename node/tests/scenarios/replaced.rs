@@ -103,7 +103,10 @@ pub(crate) async fn scenario(installation: &Installation<'_>, table: &str) -> Re
     let polled = client.polled()?;
     ensure!(polled.failed == 0, "{polled:?}");
     eprintln!("{polled_before:?} became {polled:?}");
-    stages.lasted("the client's longest wait for an answer", Duration::from_millis(polled.longest_millis));
+    stages.lasted(
+        "the client's longest wait for an answer, since it began to ask",
+        Duration::from_millis(polled.longest_millis),
+    );
     stages.tell(table)?;
     node.leave(space).await
 }

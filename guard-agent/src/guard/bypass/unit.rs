@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use guard_common::Totals;
 use tracing::{debug, info};
 
-use super::Interfaces;
+use super::{Interfaces, LOOK_NEW};
 use crate::{
     core::{
         bypass::{Gap, Incomparable, Reading, Uplink},
@@ -82,6 +82,12 @@ impl Unit {
     pub(super) fn new(labels: Labels, since: u64) -> Self {
         let state = State::Not(Unwatched::New);
         Self { labels, since, state, bytes: None, attached: BTreeMap::new(), meters: HashMap::new() }
+    }
+
+    /// Whether it is to be looked for again so long after all were: if it had no process yet, when it is twice as old.
+    pub(super) fn is_due(&self, looked: u64, since: u64) -> bool {
+        let is_new = matches!(self.state, State::Not(Unwatched::New)) && !self.attached.is_empty();
+        is_new && since >= looked.saturating_sub(self.since).max(LOOK_NEW)
     }
 
     /// Whether it stays unwatched, for as long as it is there.

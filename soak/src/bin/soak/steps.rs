@@ -166,8 +166,10 @@ impl<'a> Stage<'a> {
             Action::Breach { name, replica } => happened = self.breach(name, *replica)?,
             Action::EndBreach { name } => happened = self.end_breach(name)?,
             Action::KillAgent => {
-                self.checker.agent_ends(self.begun.elapsed());
                 happened = self.shell("kill -KILL $(pgrep -o -x guard-agent)\n")?;
+                if happened {
+                    self.checker.agent_killed();
+                }
             }
             Action::Rollout => {
                 self.checker.agent_ends(self.begun.elapsed());

@@ -80,7 +80,7 @@ pub(crate) fn run(seconds: u64) -> Result<Report> {
 /// each pod an interface, which is compared with the meters; otherwise they are empty cgroups.
 fn loaded(containers: u32, peopled: bool, seconds: u64) -> Result<Row> {
     let (wires, pods) = (Wires::new()?, Pods::new()?);
-    let node = Traffic::shell(&wires.world, None, "exec sleep 600")?;
+    let node = Traffic::shell(&wires.world, None, "exec sleep infinity")?;
     let mut processes: Vec<Traffic> = Vec::new();
     for n in 0..containers {
         let (pod, nth) = (n / 2, n % 2);
@@ -92,7 +92,7 @@ fn loaded(containers: u32, peopled: bool, seconds: u64) -> Result<Row> {
             Some(first) if nth == 1 => format!("nsenter --net=/proc/{}/ns/net", first.pid()),
             _ => "unshare --net".to_owned(),
         };
-        let script = format!("exec {network} sh -c 'echo there; exec sleep 600'");
+        let script = format!("exec {network} sh -c 'echo there; exec sleep infinity'");
         let mut process = Traffic::shell(&wires.node, Some(&container), &script)?;
         process.line()?;
         if nth == 0 {
