@@ -172,7 +172,7 @@ fn one_that_has_no_process_yet_is_looked_for_again_when_it_is_twice_as_old() {
     let mut unit = Unit::new(Labels::default(), 100 * S);
     assert!(!unit.is_due(90 * S, 60 * S), "it is gone");
     unit.attached.insert(1, PATH.into());
-    let due = |unit: &Unit, looked: u64| (0..).map(|tenth| tenth * S / 10).find(|since| unit.is_due(looked, *since));
+    let due = |unit: &Unit, looked: u64| (0..600).map(|tenth| tenth * S / 10).find(|since| unit.is_due(looked, *since));
     assert_eq!(due(&unit, 99 * S), Some(LOOK_NEW), "nobody has looked yet");
     assert_eq!(due(&unit, 100 * S + LOOK_NEW), Some(LOOK_NEW));
     assert_eq!(due(&unit, 104 * S), Some(4 * S));
