@@ -17,7 +17,10 @@ pub(crate) fn write(rows: &[Row]) -> Result<()> {
     let old = fs::read_to_string(&path).with_context(|| format!("read {FILE}"))?;
     let said = rows.iter().flat_map(|row| &row.files).flat_map(|file| file.said.lines());
     let said: Vec<&str> = said.filter(|line| line.starts_with("verifier ")).collect();
-    ensure!(!said.is_empty(), "no figures were said: the file `kernels` says them, and it did not run");
+    ensure!(
+        !said.is_empty(),
+        "no figures were said: the file `kernels` says them, and it did not run, or failed before"
+    );
     let new = updated(&old, said.into_iter())?;
     fs::write(&path, new).with_context(|| format!("write {FILE}"))?;
     println!("vm: the verifier's figures are in {FILE}");
