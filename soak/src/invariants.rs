@@ -88,9 +88,7 @@ pub struct Compared {
 pub struct Checker {
     soak: Soak,
     allowed: Allowed,
-    last: Option<(Life, Books)>,
-    /// When that was.
-    seen: Duration,
+    last: Option<(Duration, Life, Books)>,
     /// The agent was killed since.
     killed: bool,
     /// When agents were told to end of whose successors none was seen yet.
@@ -117,7 +115,6 @@ impl Checker {
             soak,
             allowed,
             last: None,
-            seen: Duration::ZERO,
             killed: false,
             ends: vec![],
             rested: None,
@@ -148,14 +145,13 @@ impl Checker {
 
     /// No agent is there.
     pub fn agent_is_away(&mut self, at: Duration) -> Vec<Violation> {
-        let died =
-            self.last.as_ref().map(|(life, _)| Broken::Died(life.pid)).filter(|_| !self.killed && !self.is_to_end());
-        self.violations(at, died.into_iter().collect())
+        let seen = self.last.as_ref().map(|(seen, life, _)| (*seen, life.pid));
+        let died = seen.filter(|(seen, _)| !self.killed && !self.is_to_end(*seen));
+        self.violations(at, died.into_iter().map(|(_, pid)| Broken::Died(pid)).collect())
     }
 
     /// Whether one of which the last was seen then was told to.
-    fn is_to_end(&mut self) -> bool {
-        let seen = self.seen;
+    fn is_to_end(&mut self, seen: Duration) -> bool {
         self.ends.retain(|ended| *ended + ENDS >= seen);
         !self.ends.is_empty()
     }
@@ -217,9 +213,10 @@ impl Checker {
 
     /// Takes the next scrape for the last one: no counter went down, and what is not shown any more is remembered.
     fn follow(&mut self, at: Duration, life: Life, books: &Books) -> Vec<Broken> {
-        let before = self.last.replace((life, books.clone()));
+        let before = self.last.replace((at, life, books.clone()));
+        let killed = std::mem::take(&mut self.killed);
         // What the same agent had said already.
-        let said = before.as_ref().filter(|(before, _)| *before == life).map(|(_, books)| books);
+        let said = before.as_ref().filter(|(_, before, _)| *before == life).map(|(_, _, books)| books);
         self.compared.lives += u32::from(said.is_none());
         self.compared.watched += books.watched;
         self.compared.over_budget += books.over_budget.saturating_sub(said.map_or(0, |said| said.over_budget));
@@ -228,18 +225,14 @@ impl Checker {
         let mut broken: Vec<_> = bypassed
             .map(|(of, &bytes)| Broken::Bypassed { pod: format!("{}/{}", of.namespace, of.pod), bytes })
             .collect();
-        let Some((life_before, before)) = before else {
-            self.seen = at;
-            return broken;
-        };
-        if life_before != life && !self.killed {
-            if self.is_to_end() {
+        let Some((seen, life_before, before)) = before else { return broken };
+        if life_before != life && !killed {
+            if self.is_to_end(seen) {
                 self.ends.remove(0);
             } else {
                 broken.push(Broken::Died(life_before.pid));
             }
         }
-        (self.seen, self.killed) = (at, false);
         let mut compare = |of: &str, what: &str, before: u64, now: u64| {
             if now < before {
                 broken.push(Broken::Down { of: of.into(), what: what.into(), before, now });
